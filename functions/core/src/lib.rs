@@ -1,0 +1,13 @@
+//! What Tenantry's steps are made of.
+//!
+//! Data flows one way: a Lambda's `main` wires a [`step::Step`], a step acts on a [`resource`] or on the [`registry`], and
+//! those call a client. Nothing below [`step`] knows that it runs in Lambda.
+
+pub mod aws;
+pub mod environment;
+pub mod error;
+pub mod postgres;
+pub mod registry;
+pub mod resource;
+pub mod step;
+pub mod tenant;

@@ -1,0 +1,50 @@
+//! The things a tenant owns, one file each.
+//!
+//! A resource answers three questions. Provisioning asks `ensure`, compensation and deletion ask `remove`, the deletion
+//! scan and drift repair ask `inspect`.
+
+use async_trait::async_trait;
+use serde_json::Value;
+
+use crate::error::StepError;
+use crate::tenant::Tenant;
+
+/// What `inspect` found in the real system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Inspection {
+    /// Nothing of the tenant's name exists.
+    Absent,
+    /// It exists, is the tenant's, and is as `ensure` would make it.
+    Present,
+    /// It is the tenant's, and differs: each entry says in what. `ensure` repairs it.
+    Drifted(Vec<String>),
+    /// A thing of the tenant's name exists that is not the tenant's; the text says what marks it.
+    Foreign(String),
+}
+
+/// A thing a tenant owns in some system, named by the tenant's id and slug alone.
+#[async_trait]
+pub trait Resource: Send + Sync {
+    /// What it is, in one lower-case word or two: `bucket`, `namespace`.
+    fn kind(&self) -> &'static str;
+
+    /// Creates it, or adopts and repairs what is the tenant's already; running it again changes nothing. Ownership is
+    /// written in the creating call itself. Returns what the journal keeps: names and ARNs, no secrets, no personal data.
+    ///
+    /// # Errors
+    /// `Foreign` when a thing of that name is not the tenant's; `Transient` when trying again may help.
+    async fn ensure(&self, tenant: &Tenant) -> Result<Value, StepError>;
+
+    /// Removes it with all it holds. Absent is success, and `ensure` may have died anywhere. Returns when it is really
+    /// gone; a foreign thing is left alone, which is success too.
+    ///
+    /// # Errors
+    /// `Transient` when it is not gone yet.
+    async fn remove(&self, tenant: &Tenant) -> Result<(), StepError>;
+
+    /// Looks at the real system and changes nothing.
+    ///
+    /// # Errors
+    /// Only when the system could not be asked.
+    async fn inspect(&self, tenant: &Tenant) -> Result<Inspection, StepError>;
+}
