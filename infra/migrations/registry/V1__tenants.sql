@@ -78,7 +78,6 @@ CREATE TABLE tenants (
     version           BIGINT NOT NULL DEFAULT 0,
     CHECK ((execution IS NULL) = (execution_since IS NULL)),
     CHECK ((failed_at IS NULL) = (failed_error IS NULL)),
-    CHECK (status <> 'provisioning' OR execution IS NOT NULL),
     CHECK (status <> 'active' OR activated_at IS NOT NULL),
     CHECK ((status = 'suspended') = (suspended_at IS NOT NULL)),
     CHECK ((status = 'deprovisioned') = (deprovisioned_at IS NOT NULL))
@@ -86,7 +85,8 @@ CREATE TABLE tenants (
 CREATE INDEX tenants_by_execution ON tenants (execution) WHERE execution IS NOT NULL;
 CREATE INDEX tenants_by_server ON tenants (database_server) WHERE status <> 'deprovisioned';
 
-CREATE FUNCTION refuse_forbidden_transition() RETURNS trigger LANGUAGE plpgsql AS $$
+-- Refuses what the product's life cycle does not have; keeps the times of what it does.
+CREATE FUNCTION enforce_transition() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NEW.id <> OLD.id OR NEW.request_id <> OLD.request_id OR NEW.created_at <> OLD.created_at THEN
         RAISE EXCEPTION 'tenant %: id, request_id and created_at never change', OLD.id USING ERRCODE = 'TN002';
@@ -98,10 +98,15 @@ BEGIN
     ) THEN
         RAISE EXCEPTION 'tenant %: % to % is not a transition', OLD.id, OLD.status, NEW.status USING ERRCODE = 'TN001';
     END IF;
+    IF NEW.status <> OLD.status THEN
+        NEW.activated_at = CASE WHEN NEW.status = 'active' THEN coalesce(OLD.activated_at, now()) ELSE OLD.activated_at END;
+        NEW.suspended_at = CASE WHEN NEW.status = 'suspended' THEN now() END;
+        NEW.deprovisioned_at = CASE WHEN NEW.status = 'deprovisioned' THEN now() END;
+    END IF;
     RETURN NEW;
 END $$;
 CREATE TRIGGER tenants_transition BEFORE UPDATE ON tenants
-    FOR EACH ROW EXECUTE FUNCTION refuse_forbidden_transition();
+    FOR EACH ROW EXECUTE FUNCTION enforce_transition();
 
 CREATE FUNCTION refuse_first_status() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
