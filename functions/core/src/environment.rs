@@ -1,21 +1,28 @@
 //! What a function is told by its template: environment variables, and the AWS configuration that its clients share.
 
-use std::env;
+use std::collections::HashMap;
 
 use aws_config::SdkConfig;
 
 use crate::error::StepError;
 
 /// A function's settings and its AWS configuration, loaded once at start-up.
+#[derive(Clone)]
 pub struct Environment {
     /// Region, credentials, endpoint and HTTP client of every AWS client.
     pub aws: SdkConfig,
+    variables: HashMap<String, String>,
 }
 
 impl Environment {
-    /// Loads the AWS configuration. Makes no network call.
+    /// The process's own environment. Makes no network call.
     pub async fn load() -> Self {
-        Environment { aws: crate::aws::config().await }
+        Environment { aws: crate::aws::config().await, variables: std::env::vars().collect() }
+    }
+
+    /// An environment given in full, for callers that act as a function without being one.
+    pub fn new(aws: SdkConfig, variables: HashMap<String, String>) -> Self {
+        Environment { aws, variables }
     }
 
     /// A setting that the function cannot do without.
@@ -30,6 +37,12 @@ impl Environment {
 
     /// A setting that may be absent; empty counts as absent, because a template cannot leave a variable out.
     pub fn optional(&self, name: &str) -> Option<String> {
-        env::var(name).ok().filter(|value| !value.is_empty())
+        self.variables.get(name).filter(|value| !value.is_empty()).cloned()
+    }
+
+    /// A list separated by commas; empty when absent.
+    pub fn list(&self, name: &str) -> Vec<String> {
+        let text = self.optional(name).unwrap_or_default();
+        text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
     }
 }
