@@ -11,3 +11,5 @@ pub mod registry;
 pub mod resource;
 pub mod step;
 pub mod tenant;
+pub mod request;
+pub mod steps;
