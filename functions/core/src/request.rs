@@ -64,7 +64,9 @@ impl SignUp {
         });
         let problems = fields.finish();
         match (request_id, slug, plan, home, owner, paid) {
-            (Some(request_id), Some(slug), Some(plan), Some(region), Some(owner), Some(paid)) if problems.is_empty() => {
+            (Some(request_id), Some(slug), Some(plan), Some(region), Some(owner), Some(paid))
+                if problems.is_empty() =>
+            {
                 Ok(SignUp { request_id, slug, plan, region, owner, paid })
             }
             _ => Err(StepError::InvalidRequest(problems)),
@@ -190,11 +192,7 @@ impl Fields {
     }
 
     /// A field that may be left out (`null` counts as left out). The outer `None` means there is a problem with it.
-    fn optional<T>(
-        &mut self,
-        field: &str,
-        read: impl FnOnce(&Value) -> Result<T, &'static str>,
-    ) -> Option<Option<T>> {
+    fn optional<T>(&mut self, field: &str, read: impl FnOnce(&Value) -> Result<T, &'static str>) -> Option<Option<T>> {
         let value = match self.left.remove(field) {
             None | Some(Value::Null) => return Some(None),
             Some(value) => value,

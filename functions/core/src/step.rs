@@ -3,9 +3,13 @@
 use std::time::Instant;
 
 use async_trait::async_trait;
+use json_subscriber::JsonLayer;
 use lambda_runtime::{LambdaEvent, service_fn};
 use serde_json::{Value, json};
 use tracing::{Instrument, Span, field};
+use tracing_subscriber::fmt::time::SystemTime;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::environment::Environment;
 use crate::error::StepError;
@@ -46,11 +50,7 @@ pub async fn serve(name: &'static str, build: Build) -> Result<(), lambda_runtim
     .await
 }
 
-async fn handle(
-    name: &'static str,
-    step: &Result<Box<dyn Step>, StepError>,
-    input: Value,
-) -> Result<Value, StepError> {
+async fn handle(name: &'static str, step: &Result<Box<dyn Step>, StepError>, input: Value) -> Result<Value, StepError> {
     let begun = Instant::now();
     let result = match step {
         Ok(step) => step.run(name, &input).await,
@@ -59,7 +59,9 @@ async fn handle(
     let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     match &result {
         Ok(_) => tracing::info!(millis, "step succeeded"),
-        Err(error) if error.is_transient() => tracing::warn!(millis, error = error.name(), %error, "step will be retried"),
+        Err(error) if error.is_transient() => {
+            tracing::warn!(millis, error = error.name(), %error, "step will be retried")
+        }
         Err(error) => tracing::error!(millis, error = error.name(), %error, "step failed"),
     }
     result
@@ -82,14 +84,12 @@ pub fn log_tenant(tenant: &Tenant) {
 fn init_logs() {
     let level = tracing_subscriber::EnvFilter::try_from_env("LOG_LEVEL")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    json_subscriber::fmt()
-        .with_env_filter(level)
-        .with_target(false)
-        .flatten_event(true)
-        .flatten_current_span_on_top_level(true)
-        .with_span_list(false)
-        .with_writer(std::io::stdout)
-        .init();
+    let mut json = JsonLayer::stdout();
+    json.with_timer("timestamp", SystemTime);
+    json.with_level("level");
+    json.with_flattened_event();
+    json.with_top_level_flattened_span_list();
+    tracing_subscriber::registry().with(level).with(json).init();
 }
 
 /// What a journaled step does to a tenant.

@@ -36,7 +36,9 @@ impl FromStr for Actor {
         if (1..=64).contains(&who.len()) && who.bytes().all(plain) {
             Ok(Actor::Manual(text.to_owned()))
         } else {
-            Err(InvalidName("must name who acts after manual: with 1 to 64 letters, digits, dots, hyphens or underscores"))
+            Err(InvalidName(
+                "must name who acts after manual: with 1 to 64 letters, digits, dots, hyphens or underscores",
+            ))
         }
     }
 }
@@ -288,11 +290,11 @@ pub async fn flag(client: &mut Client, tenant: TenantId, execution: &str, failur
     if record.execution.is_none() && record.needs_operator.is_some() {
         return Ok(());
     }
-    check(&record, &Actor::Execution(execution.to_owned()), &[
-        Status::Provisioning,
-        Status::Active,
-        Status::Suspended,
-    ])?;
+    check(
+        &record,
+        &Actor::Execution(execution.to_owned()),
+        &[Status::Provisioning, Status::Active, Status::Suspended],
+    )?;
     let step = journal::unfinished(&transaction, tenant).await?;
     let reason = format!("{}: {}", failure.error, failure.message);
     transaction

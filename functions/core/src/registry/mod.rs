@@ -78,12 +78,8 @@ pub async fn read(client: &impl GenericClient, tenant: &Selector) -> Result<Reco
 }
 
 /// Reads a tenant and keeps its row from changing until the transaction ends.
-async fn read_for_update(
-    transaction: &tokio_postgres::Transaction<'_>,
-    tenant: TenantId,
-) -> Result<Record, StepError> {
-    let sql =
-        format!("SELECT {RECORD} FROM tenants t JOIN plan_quotas q USING (plan) WHERE t.id = $1 FOR UPDATE OF t");
+async fn read_for_update(transaction: &tokio_postgres::Transaction<'_>, tenant: TenantId) -> Result<Record, StepError> {
+    let sql = format!("SELECT {RECORD} FROM tenants t JOIN plan_quotas q USING (plan) WHERE t.id = $1 FOR UPDATE OF t");
     let row = transaction.query_opt(&sql, &[&tenant.0]).await?;
     row.as_ref().map(record).ok_or_else(|| StepError::TenantNotFound(tenant.to_string()))?
 }

@@ -71,11 +71,7 @@ fn slug_taken(slug: &crate::tenant::Slug) -> StepError {
     StepError::Conflict(format!("slug {slug} belongs to another tenant: choose another slug"))
 }
 
-async fn refuse_other_body(
-    transaction: &Transaction<'_>,
-    tenant: TenantId,
-    request: &SignUp,
-) -> Result<(), StepError> {
+async fn refuse_other_body(transaction: &Transaction<'_>, tenant: TenantId, request: &SignUp) -> Result<(), StepError> {
     let registered = read(transaction, &Selector::Id(tenant)).await?.tenant;
     let mut differs = Vec::new();
     if registered.slug != request.slug {

@@ -49,10 +49,7 @@ impl BeginProvisioning {
     /// # Errors
     /// `Misconfigured` when a setting is missing.
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
-        Ok(BeginProvisioning {
-            registry: Database::registry(env)?,
-            executions: aws_sdk_sfn::Client::new(&env.aws),
-        })
+        Ok(BeginProvisioning { registry: Database::registry(env)?, executions: aws_sdk_sfn::Client::new(&env.aws) })
     }
 
     /// Takes the fence over once its holder has been dead for longer than any function can run.
@@ -61,7 +58,9 @@ impl BeginProvisioning {
         loop {
             let wait = match self.ended_since(holder).await? {
                 None => {
-                    return Err(StepError::Superseded(format!("tenant {tenant} is held by {holder}, which is running")));
+                    return Err(StepError::Superseded(format!(
+                        "tenant {tenant} is held by {holder}, which is running"
+                    )));
                 }
                 Some(since) => FUNCTION_TIMEOUT.saturating_sub(since),
             };
