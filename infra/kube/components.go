@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -116,21 +117,29 @@ func (e *endpoint) waitControlled(ctx context.Context, ended <-chan error) error
 }
 
 func (e *endpoint) answers(ctx context.Context, path string) bool {
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(e.ca)
-	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true}
-	client := &http.Client{Timeout: 5 * time.Second, Transport: transport}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, e.server+path, nil)
-	if err != nil {
-		return false
-	}
-	request.Header.Set("Authorization", "Bearer "+e.token)
-	response, err := client.Do(request)
+	response, err := e.send(ctx, http.MethodGet, path, "", nil)
 	if err != nil {
 		return false
 	}
 	response.Body.Close()
 	return response.StatusCode == http.StatusOK
+}
+
+// send makes one request as the administrator. The caller closes the response's body.
+func (e *endpoint) send(ctx context.Context, method, path, contentType string, body []byte) (*http.Response, error) {
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(e.ca)
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true}
+	client := &http.Client{Timeout: 5 * time.Second, Transport: transport}
+	request, err := http.NewRequestWithContext(ctx, method, e.server+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Authorization", "Bearer "+e.token)
+	if contentType != "" {
+		request.Header.Set("Content-Type", contentType)
+	}
+	return client.Do(request)
 }
 
 func poll(ctx context.Context, ended <-chan error, problem string, done func() bool) error {

@@ -78,6 +78,9 @@ func run(ctx context.Context, dir string, port int) error {
 	if err := api.waitServing(ctx, filepath.Join(dir, certificateFile), ended); err != nil {
 		return err
 	}
+	if err := api.applyRBAC(ctx); err != nil {
+		return err
+	}
 	for _, user := range users {
 		if err := user.writeKubeconfig(dir, api); err != nil {
 			return err
