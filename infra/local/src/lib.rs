@@ -1,1 +1,17 @@
-//! placeholder
+//! Boots, drives and ends the local stack: the same template as on AWS, with real systems around it.
+
+pub mod cli;
+pub mod deploy;
+pub mod dns;
+pub mod emulator;
+pub mod evidence;
+pub mod execution;
+pub mod functions;
+pub mod guard;
+pub mod kube;
+pub mod postgres;
+pub mod progress;
+pub mod redis;
+pub mod stack;
+pub mod supervisor;
+pub mod tools;

@@ -1,0 +1,76 @@
+//! The Kubernetes API server of the stack's own, or the cluster that `KUBECONFIG` names.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use tokio::time::sleep;
+
+use crate::guard::{Guarded, Program};
+use crate::tools::Tools;
+
+/// Cold, on two busy cores.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A cluster to provision in.
+pub struct Cluster {
+    process: Option<Guarded>,
+    /// Administrator's kubeconfig.
+    pub admin: PathBuf,
+    /// The functions' kubeconfig: bound to the ClusterRole that we ship.
+    pub functions: PathBuf,
+}
+
+impl Cluster {
+    /// Starts an API server, unless `KUBECONFIG` names a cluster: then functions act on that one, with its credentials.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn start(tools: &Tools, directory: &Path, logs: &Path) -> Result<Self> {
+        if let Some(given) = std::env::var_os("KUBECONFIG").filter(|path| !path.is_empty()) {
+            let given = PathBuf::from(given);
+            ensure!(given.is_file(), "KUBECONFIG names {}, which is not a file", given.display());
+            return Ok(Cluster { process: None, admin: given.clone(), functions: given });
+        }
+        let home = directory.join("kube");
+        std::fs::create_dir_all(&home)?;
+        let process = Program {
+            name: "kube",
+            path: &tools.kube,
+            // The guard's standard input is the stack's; this program's own is empty.
+            args: vec!["up".into(), "--dir".into(), home.display().to_string(), "--ignore-stdin".into()],
+            environment: vec![("HOME".into(), home.display().to_string()), ("PATH".into(), "/usr/bin:/bin".into())],
+            user: None,
+            directory: &home,
+            interrupt: false,
+        }
+        .start(logs)?;
+        let mut cluster = Cluster {
+            admin: home.join("admin.kubeconfig"),
+            functions: home.join("functions.kubeconfig"),
+            process: Some(process),
+        };
+        let begun = Instant::now();
+        while !cluster.ready() {
+            cluster.check()?;
+            ensure!(begun.elapsed() < PATIENCE, "the Kubernetes API server is not ready after {PATIENCE:?}");
+            sleep(Duration::from_millis(50)).await;
+        }
+        Ok(cluster)
+    }
+
+    /// It says so on its standard output, once it serves and its controllers act.
+    fn ready(&self) -> bool {
+        let Some(process) = &self.process else { return true };
+        let log = std::fs::read_to_string(process.log()).unwrap_or_default();
+        log.lines().any(|line| line.starts_with("ready "))
+    }
+
+    /// Fails when the server has ended by itself.
+    ///
+    /// # Errors
+    /// As said.
+    pub fn check(&mut self) -> Result<()> {
+        self.process.as_mut().map_or(Ok(()), Guarded::check)
+    }
+}

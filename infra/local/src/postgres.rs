@@ -1,0 +1,213 @@
+//! A PostgreSQL server of the stack's own.
+
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::unistd::{User, getuid};
+use rand::distr::{Alphanumeric, SampleString};
+use tenantry_core::postgres::quote_identifier;
+use tokio::time::sleep;
+use tokio_postgres::NoTls;
+
+use crate::guard::{Guarded, Program};
+use crate::tools::{Tools, free_port};
+
+/// The server's superuser. Functions never connect as it.
+const ADMINISTRATOR: &str = "administrator";
+/// The role functions log in as: like RDS's master it may make roles and databases, and is no superuser.
+const PROVISIONER: &str = "tenantry_provisioner";
+/// The one database.
+const DATABASE: &str = "tenantry";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running server.
+pub struct Postgres {
+    process: Guarded,
+    port: u16,
+    administrator_password: String,
+    /// What the functions connect with.
+    pub provisioner_password: String,
+    /// What the product's own role will have.
+    pub application_password: String,
+    outside: Option<PathBuf>,
+}
+
+impl Postgres {
+    /// Makes a data directory, starts a server on it, and creates the database and the provisioner.
+    ///
+    /// # Errors
+    /// When PostgreSQL does not come up.
+    pub async fn start(tools: &Tools, directory: &Path, logs: &Path) -> Result<Self> {
+        let user = unprivileged()?;
+        let (home, outside) = home(directory, user.as_ref())?;
+        let administrator_password = password();
+        initialize(tools, &home, user.as_ref(), &administrator_password)?;
+        let port = free_port()?;
+        let settings = [
+            "listen_addresses=127.0.0.1".to_owned(),
+            format!("port={port}"),
+            "unix_socket_directories=".to_owned(),
+            "max_connections=300".to_owned(),
+            // What is here lives as long as the stack: nothing has to survive a crash of the machine.
+            "fsync=off".to_owned(),
+            "synchronous_commit=off".to_owned(),
+            "full_page_writes=off".to_owned(),
+        ];
+        let mut args = vec!["-D".to_owned(), home.join("data").display().to_string()];
+        args.extend(settings.into_iter().flat_map(|setting| ["-c".to_owned(), setting]));
+        let process = Program {
+            name: "postgres",
+            path: &tools.postgres_bin.join("postgres"),
+            args,
+            environment: vec![("LC_ALL".to_owned(), "C.UTF-8".to_owned())],
+            user: user.as_ref(),
+            directory: &home,
+            interrupt: true,
+        }
+        .start(logs)?;
+        let mut server = Postgres {
+            process,
+            port,
+            administrator_password,
+            provisioner_password: password(),
+            application_password: password(),
+            outside,
+        };
+        server.prepare().await?;
+        Ok(server)
+    }
+
+    async fn prepare(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        let url = self.url(ADMINISTRATOR, &self.administrator_password, "postgres");
+        let client = loop {
+            self.process.check()?;
+            match tokio_postgres::connect(&url, NoTls).await {
+                Ok((client, connection)) => {
+                    tokio::spawn(connection);
+                    break client;
+                }
+                Err(error) => ensure!(begun.elapsed() < PATIENCE, "PostgreSQL does not answer: {error}"),
+            }
+            sleep(Duration::from_millis(50)).await;
+        };
+        let password = &self.provisioner_password;
+        client
+            .batch_execute(&format!(
+                "CREATE ROLE {role} LOGIN NOSUPERUSER CREATEROLE CREATEDB PASSWORD '{password}'",
+                role = quote_identifier(PROVISIONER)
+            ))
+            .await?;
+        let owned = format!(
+            "CREATE DATABASE {} OWNER {}",
+            quote_identifier(DATABASE),
+            quote_identifier(PROVISIONER)
+        );
+        client.batch_execute(&owned).await?;
+        Ok(())
+    }
+
+    /// Fails when the server has ended by itself.
+    ///
+    /// # Errors
+    /// As said.
+    pub fn check(&mut self) -> Result<()> {
+        self.process.check()
+    }
+
+    /// As administrator.
+    pub fn administrator_url(&self) -> String {
+        self.url(ADMINISTRATOR, &self.administrator_password, DATABASE)
+    }
+
+    /// As the product's own role, which row-level security binds.
+    pub fn application_url(&self) -> String {
+        self.url("tenantry_app", &self.application_password, DATABASE)
+    }
+
+    /// The secret's text for a role, in the form that RDS writes.
+    pub fn secret(&self, username: &str, password: &str) -> String {
+        serde_json::json!({
+            "host": "127.0.0.1", "port": self.port, "dbname": DATABASE, "username": username, "password": password,
+        })
+        .to_string()
+    }
+
+    /// What the functions log in as.
+    pub fn provisioner(&self) -> &'static str {
+        PROVISIONER
+    }
+
+    fn url(&self, user: &str, password: &str, database: &str) -> String {
+        format!("postgresql://{user}:{password}@127.0.0.1:{}/{database}", self.port)
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.process.release();
+        if let Some(outside) = &self.outside {
+            let _ = std::fs::remove_dir_all(outside);
+        }
+    }
+}
+
+fn password() -> String {
+    Alphanumeric.sample_string(&mut rand::rng(), 32)
+}
+
+/// PostgreSQL refuses to run as root: then it runs as the user that Debian's package made for it.
+fn unprivileged() -> Result<Option<User>> {
+    if !getuid().is_root() {
+        return Ok(None);
+    }
+    let user = User::from_name("postgres")?.or(User::from_name("nobody")?);
+    Ok(Some(user.context("PostgreSQL does not run as root, and there is no user postgres or nobody to run it as")?))
+}
+
+/// Where the data goes: below the stack's directory, or outside where another user cannot reach that.
+fn home(directory: &Path, user: Option<&User>) -> Result<(PathBuf, Option<PathBuf>)> {
+    let Some(user) = user else {
+        let home = directory.join("postgres");
+        std::fs::create_dir_all(&home)?;
+        return Ok((home, None));
+    };
+    let reachable = directory
+        .ancestors()
+        .all(|above| std::fs::metadata(above).is_ok_and(|found| found.permissions().mode() & 0o001 != 0));
+    let (home, outside) = if reachable {
+        (directory.join("postgres"), None)
+    } else {
+        let elsewhere = std::env::temp_dir().join(format!("tenantry-postgres-{}", uuid::Uuid::new_v4()));
+        (elsewhere.clone(), Some(elsewhere))
+    };
+    std::fs::create_dir_all(&home)?;
+    chown(&home, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+    Ok((home, outside))
+}
+
+fn initialize(tools: &Tools, home: &Path, user: Option<&User>, password: &str) -> Result<()> {
+    use std::os::unix::process::CommandExt;
+    let file = home.join("password");
+    std::fs::write(&file, password)?;
+    if let Some(user) = user {
+        chown(&file, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+    }
+    let mut command = Command::new(tools.postgres_bin.join("initdb"));
+    command
+        .args(["--no-sync", "--encoding=UTF8", "--locale=C.UTF-8", "--auth=scram-sha-256"])
+        .arg(format!("--username={ADMINISTRATOR}"))
+        .arg(format!("--pwfile={}", file.display()))
+        .arg(home.join("data"))
+        .current_dir(home);
+    if let Some(user) = user {
+        command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+    }
+    let output = command.output().context("running initdb")?;
+    std::fs::remove_file(&file)?;
+    ensure!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
