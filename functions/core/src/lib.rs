@@ -4,8 +4,10 @@
 //! those call a client. Nothing below [`step`] knows that it runs in Lambda.
 
 pub mod aws;
+pub mod eks_token;
 pub mod environment;
 pub mod error;
+pub mod kubernetes;
 pub mod postgres;
 pub mod registry;
 pub mod request;
