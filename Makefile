@@ -61,5 +61,5 @@ logs: $(TENANTRY) ## The functions' log lines of an execution: make logs EXECUTI
 package: ## Release zips for Lambda in target/lambda (some of them: BINARIES="create-bucket ...")
 	@infra/package/run $(BINARIES)
 
-deploy: package ## Deploy to AWS with sam (arguments: SAM="--stack-name ... --parameter-overrides ...")
-	@infra/package/deploy $(SAM)
+deploy: package ## Deploy to AWS: make deploy STAGE=production PARAMETERS="BaseDomain=... HostedZoneId=..."
+	@infra/package/deploy $(or $(STAGE),$(error Say where to: make deploy STAGE=production)) $(PARAMETERS)

@@ -41,7 +41,7 @@ tick() {
   done
 }
 
-# How far a watched command is, from its log. A script whose command can be counted defines its own after sourcing this.
+# How far a watched command is: the last thing it said.
 so_far() { tail -n 1 "$1" | tr -d '\r' | cut -c -90; }
 
 # locked NAME : waits until no other checkout makes the same cached thing. Held until this process ends.
