@@ -6,6 +6,7 @@
 pub mod aws;
 pub mod environment;
 pub mod error;
+pub mod migrations;
 pub mod postgres;
 pub mod registry;
 pub mod request;
