@@ -3,6 +3,8 @@
 //! A resource answers three questions. Provisioning asks `ensure`, compensation and deletion ask `remove`, the deletion
 //! scan and drift repair ask `inspect`.
 
+pub mod database;
+
 use async_trait::async_trait;
 use serde_json::Value;
 
