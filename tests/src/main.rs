@@ -1,2 +1,7 @@
 //! placeholder
+mod database;
+mod registry;
+mod rls;
+mod world;
+
 fn main() {}
