@@ -8,6 +8,7 @@ pub mod eks_token;
 pub mod environment;
 pub mod error;
 pub mod kubernetes;
+pub mod migrations;
 pub mod postgres;
 pub mod registry;
 pub mod request;

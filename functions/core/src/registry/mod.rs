@@ -9,6 +9,7 @@ pub mod journal;
 pub mod lifecycle;
 pub mod outbox;
 pub mod payments;
+pub mod placement;
 pub mod signup;
 
 use serde_json::{Map, Value};

@@ -4,6 +4,7 @@
 //! scan and drift repair ask `inspect`.
 
 pub mod namespace;
+pub mod database;
 
 use async_trait::async_trait;
 use serde_json::Value;
