@@ -3,6 +3,12 @@
 //! A resource answers three questions. Provisioning asks `ensure`, compensation and deletion ask `remove`, the deletion
 //! scan and drift repair ask `inspect`.
 
+pub mod bucket;
+mod policy_document;
+#[cfg(test)]
+pub(crate) mod samples;
+pub(crate) mod wait;
+
 use async_trait::async_trait;
 use serde_json::Value;
 
