@@ -4,6 +4,7 @@
 //! scan and drift repair ask `inspect`.
 
 pub mod bucket;
+pub mod identity;
 mod policy_document;
 #[cfg(test)]
 pub(crate) mod samples;
