@@ -8,6 +8,8 @@ pub mod environment;
 pub mod error;
 pub mod postgres;
 pub mod registry;
+pub mod request;
 pub mod resource;
 pub mod step;
+pub mod steps;
 pub mod tenant;

@@ -1,0 +1,100 @@
+//! Registering a tenant from a sign-up, once however often the request is delivered.
+
+use tokio_postgres::{Client, Transaction};
+
+use super::contacts::{self, Contact};
+use super::payments::lock_request;
+use super::{Record, Selector, audit, read};
+use crate::error::StepError;
+use crate::request::SignUp;
+use crate::tenant::TenantId;
+
+/// Registers the tenant that a request asks for, `pending`, or finds the one it registered before.
+///
+/// # Errors
+/// `Conflict` when the slug is another tenant's, or when the request id came before with another body.
+pub async fn register(client: &mut Client, request: &SignUp, actor: &str) -> Result<Record, StepError> {
+    let transaction = client.transaction().await?;
+    audit::act_as(&transaction, actor).await?;
+    lock_request(&transaction, request.request_id).await?;
+    let known = transaction.query_opt("SELECT id FROM tenants WHERE request_id = $1", &[&request.request_id]).await?;
+    let id = match known {
+        Some(row) => {
+            let id = TenantId(row.try_get(0)?);
+            refuse_other_body(&transaction, id, request).await?;
+            id
+        }
+        None => insert(&transaction, request).await?,
+    };
+    if request.paid {
+        let sql = "UPDATE tenants SET paid_at = now() WHERE id = $1 AND paid_at IS NULL";
+        transaction.execute(sql, &[&id.0]).await?;
+    }
+    let record = read(&transaction, &Selector::Id(id)).await?;
+    transaction.commit().await?;
+    Ok(record)
+}
+
+async fn insert(transaction: &Transaction<'_>, request: &SignUp) -> Result<TenantId, StepError> {
+    let inserted = transaction
+        .query_opt(
+            "INSERT INTO tenants (slug, plan, region, isolation, request_id, paid_at)
+             SELECT $1, $2::text::plan, $3, q.default_isolation, $4,
+                    (SELECT confirmed_at FROM payments WHERE request_id = $4)
+             FROM plan_quotas q WHERE q.plan = $2::text::plan
+             ON CONFLICT (slug) DO NOTHING RETURNING id",
+            &[&request.slug.as_str(), &request.plan.as_str(), &request.region.as_str(), &request.request_id],
+        )
+        .await?;
+    let Some(row) = inserted else {
+        return Err(slug_taken(&request.slug));
+    };
+    let id = TenantId(row.try_get(0)?);
+    let sql = "INSERT INTO contacts (tenant_id, name, email) VALUES ($1, $2, $3)";
+    transaction.execute(sql, &[&id.0, &request.owner.name, &request.owner.email]).await?;
+    Ok(id)
+}
+
+/// Whether a slug was given to a tenant that this request did not register: in use, or gone but once active.
+///
+/// # Errors
+/// `Conflict` when it was.
+pub async fn refuse_taken_slug(client: &Client, request: &SignUp) -> Result<(), StepError> {
+    let sql = "SELECT 1 FROM tenants WHERE slug = $1 AND request_id <> $2";
+    match client.query_opt(sql, &[&request.slug.as_str(), &request.request_id]).await? {
+        Some(_) => Err(slug_taken(&request.slug)),
+        None => Ok(()),
+    }
+}
+
+fn slug_taken(slug: &crate::tenant::Slug) -> StepError {
+    StepError::Conflict(format!("slug {slug} belongs to another tenant: choose another slug"))
+}
+
+async fn refuse_other_body(transaction: &Transaction<'_>, tenant: TenantId, request: &SignUp) -> Result<(), StepError> {
+    let registered = read(transaction, &Selector::Id(tenant)).await?.tenant;
+    let mut differs = Vec::new();
+    if registered.slug != request.slug {
+        differs.push("slug");
+    }
+    if registered.plan != request.plan {
+        differs.push("plan");
+    }
+    if registered.region != request.region {
+        differs.push("region");
+    }
+    match contacts::owner(transaction, tenant).await? {
+        Some(Contact { name, .. }) if name != request.owner.name => differs.push("owner.name"),
+        Some(Contact { email, .. }) if email != request.owner.email => differs.push("owner.email"),
+        // The same, or erased: then there is nothing left to compare with.
+        Some(_) | None => {}
+    }
+    if differs.is_empty() {
+        return Ok(());
+    }
+    Err(StepError::Conflict(format!(
+        "request_id {} registered tenant {tenant} with another {}: send a new request_id for a new tenant",
+        request.request_id,
+        differs.join(", ")
+    )))
+}

@@ -1,0 +1,74 @@
+//! ActivateTenant, the pivot after which nothing is undone, and ConfirmActivation, which tells on which side of it a
+//! failed ActivateTenant ended.
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+
+use super::provisioning::by_hand;
+use crate::environment::Environment;
+use crate::error::StepError;
+use crate::postgres::Database;
+use crate::registry::fence::{Actor, check};
+use crate::registry::{self, lifecycle};
+use crate::request::StepCall;
+use crate::step::{Step, log_tenant};
+use crate::tenant::Status;
+
+/// Brings the tenant into service.
+pub struct ActivateTenant {
+    registry: Database,
+    base_domain: String,
+}
+
+/// Answers whether the tenant is in service under our fence.
+pub struct ConfirmActivation {
+    registry: Database,
+}
+
+impl ActivateTenant {
+    /// Wires the step.
+    ///
+    /// # Errors
+    /// `Misconfigured` when a setting is missing.
+    pub fn from_env(env: &Environment) -> Result<Self, StepError> {
+        Ok(ActivateTenant { registry: Database::registry(env)?, base_domain: env.required("BASE_DOMAIN")? })
+    }
+}
+
+impl ConfirmActivation {
+    /// Wires the step.
+    ///
+    /// # Errors
+    /// `Misconfigured` when a setting is missing.
+    pub fn from_env(env: &Environment) -> Result<Self, StepError> {
+        Ok(ConfirmActivation { registry: Database::registry(env)? })
+    }
+}
+
+const IN_SERVICE: &[Status] = &[Status::Active, Status::Suspended];
+
+#[async_trait]
+impl Step for ActivateTenant {
+    async fn run(&self, _name: &'static str, input: &Value) -> Result<Value, StepError> {
+        let call = StepCall::parse(input)?;
+        let mut client = self.registry.client().await?;
+        let record = registry::read(&*client, &call.tenant).await?;
+        log_tenant(&record.tenant);
+        let Actor::Execution(execution) = &call.actor else {
+            return by_hand(&record, IN_SERVICE, json!({ "status": record.tenant.status }));
+        };
+        let status = lifecycle::activate(&mut client, record.tenant.id, execution, &self.base_domain).await?;
+        Ok(json!({ "status": status }))
+    }
+}
+
+#[async_trait]
+impl Step for ConfirmActivation {
+    async fn run(&self, _name: &'static str, input: &Value) -> Result<Value, StepError> {
+        let call = StepCall::parse(input)?;
+        let record = registry::read(&*self.registry.client().await?, &call.tenant).await?;
+        log_tenant(&record.tenant);
+        check(&record, &call.actor, &[Status::Provisioning, Status::Active, Status::Suspended])?;
+        Ok(json!({ "active": IN_SERVICE.contains(&record.tenant.status) }))
+    }
+}
