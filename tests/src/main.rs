@@ -1,24 +1,105 @@
-//! temporary
-#![allow(clippy::unwrap_used, missing_docs, clippy::print_stdout, dead_code)]
+//! The proof, on one real local stack: booted when the first test needs it, shared by all, ended after the last.
+
+mod bad_input;
 mod bucket;
+mod bus;
+mod dns;
 mod identity;
+mod logs;
+mod machine;
+mod mail;
+mod provisioning;
 mod recorder;
+mod snapshot;
+mod tenant_config;
 mod tenants;
+mod triggers;
 mod world;
-use std::collections::HashMap;
-#[tokio::main]
-async fn main() {
-    let aws = tenantry_core::aws::config().await;
-    let vars: HashMap<String, String> = std::env::vars().collect();
-    let world = world::World { env: tenantry_core::environment::Environment::new(aws, vars), exports: HashMap::new() };
-    let only = std::env::args().nth(1).unwrap_or_default();
-    let mut failed = 0;
-    macro_rules! run { ($($m:ident::$f:ident),* $(,)?) => { $( let name = concat!(stringify!($m), "::", stringify!($f)); if name.contains(&only) { let t = std::time::Instant::now(); let r = $m::$f(&world).await; println!("{} {} {:?}", if r.is_ok() {"ok  "} else {failed += 1; "FAIL"}, name, t.elapsed()); if let Err(e) = r { println!("     {e:?}"); } } )* } }
-    run!(
-        bucket::is_made_once,
-        bucket::is_repaired,
-        bucket::of_another_is_left_alone,
-        bucket::is_removed_with_all_it_holds
-    );
-    std::process::exit(failed);
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use libtest_mimic::{Arguments, Failed, Trial};
+use tenantry_core::environment::Environment;
+use tenantry_local::stack::{Options, Stack};
+use tokio::runtime::Runtime;
+use tokio::sync::{OnceCell, RwLock};
+use tokio::time::timeout;
+
+use world::{Case, World};
+
+/// Cases that need no stack: they read the repository.
+const WITHOUT_STACK: &[(&str, &[(&str, fn() -> Result<()>)])] = &[];
+/// Cases that share the stack with others.
+const TOGETHER: &[(&str, &[(&str, Case)])] =
+    &[("provisioning", provisioning::CASES), ("triggers", triggers::CASES), ("logs", logs::CASES)];
+/// Cases that compare the whole stack before and after: no other runs meanwhile.
+const ALONE: &[(&str, &[(&str, Case)])] = &[("bad_input", bad_input::CASES)];
+
+/// A case that runs longer hangs.
+const CASE_PATIENCE: Duration = Duration::from_secs(600);
+
+struct Harness {
+    runtime: Runtime,
+    stack: OnceCell<(Stack, World)>,
+    quiet: RwLock<()>,
+}
+
+fn main() -> ExitCode {
+    let args = Arguments::from_args();
+    let harness = Arc::new(Harness {
+        runtime: Runtime::new().expect("a runtime can be started"),
+        stack: OnceCell::new(),
+        quiet: RwLock::new(()),
+    });
+    let conclusion = libtest_mimic::run(&args, trials(&harness));
+    if let Some(harness) = Arc::into_inner(harness)
+        && let Some((stack, _)) = harness.stack.into_inner()
+        && let Err(error) = harness.runtime.block_on(stack.shutdown())
+    {
+        eprintln!("the stack could not be ended: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    conclusion.exit_code()
+}
+
+fn trials(harness: &Arc<Harness>) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for (module, cases) in WITHOUT_STACK {
+        trials.extend(cases.iter().map(|(name, case)| {
+            Trial::test(format!("{module}::{name}"), || case().map_err(|error| Failed::from(format!("{error:#}"))))
+        }));
+    }
+    for (modules, alone) in [(ALONE, true), (TOGETHER, false)] {
+        for (module, cases) in modules {
+            trials.extend(cases.iter().map(|(name, case)| {
+                let harness = Arc::clone(harness);
+                Trial::test(format!("{module}::{name}"), move || {
+                    harness.run(*case, alone).map_err(|error| Failed::from(format!("{error:#}")))
+                })
+            }));
+        }
+    }
+    trials
+}
+
+impl Harness {
+    fn run(&self, case: Case, alone: bool) -> Result<()> {
+        self.runtime.block_on(async {
+            let (_, world) = self.stack.get_or_try_init(boot).await?;
+            let _alone = if alone { Some(self.quiet.write().await) } else { None };
+            let _together = if alone { None } else { Some(self.quiet.read().await) };
+            timeout(CASE_PATIENCE, case(world)).await.context("the case hangs")?
+        })
+    }
+}
+
+/// Boots and deploys a stack of this run's own.
+async fn boot() -> Result<(Stack, World)> {
+    let stack = Stack::boot(Options::for_tests()).await?;
+    let env = Environment::new(stack.aws_config(), stack.function_variables());
+    let world = World { env, exports: stack.exports() };
+    Ok((stack, world))
 }

@@ -4,7 +4,11 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
+use futures::future::BoxFuture;
 use tenantry_core::environment::Environment;
+
+/// One test: what it proves is its name in the list it stands in.
+pub type Case = for<'a> fn(&'a World) -> BoxFuture<'a, Result<()>>;
 
 /// A deployed stack and the ways into it.
 pub struct World {

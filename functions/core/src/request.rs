@@ -1,5 +1,6 @@
 //! What callers send, read strictly: every problem is found at once and named by field and rule.
 
+use std::borrow::Cow;
 use std::str::FromStr;
 
 use serde_json::{Map, Value};
@@ -48,7 +49,7 @@ impl SignUp {
         let plan = fields.optional("plan", name::<Plan>).map(|plan| plan.unwrap_or(Plan::Starter));
         let home = fields.optional("region", |v| served(v, region)).map(|home| home.unwrap_or_else(|| region.clone()));
         let paid = fields.optional("paid", boolean).map(Option::unwrap_or_default);
-        let owner = fields.required("owner", |v| Ok(v.clone())).and_then(|owner| {
+        let owner = fields.required("owner", |v| Ok::<_, Rule>(v.clone())).and_then(|owner| {
             let mut nested = match Fields::of("owner", &owner) {
                 Ok(nested) => nested,
                 Err(StepError::InvalidRequest(problems)) => {
@@ -161,6 +162,9 @@ impl Payment {
     }
 }
 
+/// A rule that a field breaks, phrased to follow the field's name.
+type Rule = Cow<'static, str>;
+
 /// The fields of one JSON object, taken one by one; what is left over is a problem too.
 struct Fields {
     path: &'static str,
@@ -180,7 +184,7 @@ impl Fields {
     }
 
     /// A field that must be there. `None` when there is a problem with it.
-    fn required<T>(&mut self, field: &str, read: impl FnOnce(&Value) -> Result<T, &'static str>) -> Option<T> {
+    fn required<T, R: Into<Rule>>(&mut self, field: &str, read: impl FnOnce(&Value) -> Result<T, R>) -> Option<T> {
         match self.optional(field, read) {
             Some(None) => {
                 self.problem(field, "is required");
@@ -192,7 +196,11 @@ impl Fields {
     }
 
     /// A field that may be left out (`null` counts as left out). The outer `None` means there is a problem with it.
-    fn optional<T>(&mut self, field: &str, read: impl FnOnce(&Value) -> Result<T, &'static str>) -> Option<Option<T>> {
+    fn optional<T, R: Into<Rule>>(
+        &mut self,
+        field: &str,
+        read: impl FnOnce(&Value) -> Result<T, R>,
+    ) -> Option<Option<T>> {
         let value = match self.left.remove(field) {
             None | Some(Value::Null) => return Some(None),
             Some(value) => value,
@@ -200,7 +208,7 @@ impl Fields {
         match read(&value) {
             Ok(value) => Some(Some(value)),
             Err(rule) => {
-                self.problem(field, rule);
+                self.problem(field, &rule.into());
                 None
             }
         }
@@ -235,9 +243,13 @@ fn boolean(value: &Value) -> Result<bool, &'static str> {
     value.as_bool().ok_or("must be true or false")
 }
 
-fn served(value: &Value, here: &Region) -> Result<Region, &'static str> {
+fn served(value: &Value, here: &Region) -> Result<Region, Rule> {
     let region = name::<Region>(value)?;
-    if region == *here { Ok(region) } else { Err("must be a region that this stack serves") }
+    if region == *here {
+        Ok(region)
+    } else {
+        Err(format!("{region} is not served by this stack, which serves {here}").into())
+    }
 }
 
 fn person_name(value: &Value) -> Result<String, &'static str> {

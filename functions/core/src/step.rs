@@ -33,12 +33,15 @@ pub trait Step: Send + Sync {
 /// What [`serve`] and [`Journaled`] are built from: a function that wires a step from its settings.
 pub type Build = fn(&Environment) -> Result<Box<dyn Step>, StepError>;
 
+/// What [`serve`] ends in: an error only when the Lambda runtime API cannot be reached.
+pub type Served = Result<(), lambda_runtime::Error>;
+
 /// Serves a step as a Lambda until the sandbox ends. A step that cannot be built answers every event with the reason,
 /// which a crash at start-up would hide from the state machine.
 ///
 /// # Errors
 /// When the Lambda runtime API cannot be reached.
-pub async fn serve(name: &'static str, build: Build) -> Result<(), lambda_runtime::Error> {
+pub async fn serve(name: &'static str, build: Build) -> Served {
     init_logs();
     let env = Environment::load().await;
     let built = build(&env);

@@ -1,7 +1,9 @@
 //! The steps that are not about one resource: signing up, taking and giving back the fence, activation, and what follows.
 
 pub mod activation;
+pub mod dns;
 pub mod provisioning;
 pub mod publish;
 pub mod recovery;
 pub mod signup;
+pub mod welcome;

@@ -1,0 +1,9 @@
+//! ReleaseTenant: back to `pending`, with the reason.
+
+use tenantry_core::step::{Served, serve};
+use tenantry_core::steps::provisioning::Settle;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Served {
+    serve(env!("CARGO_BIN_NAME"), Settle::release).await
+}

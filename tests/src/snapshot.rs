@@ -1,0 +1,119 @@
+//! Everything that exists in the systems of a stack, to compare before and after.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::Result;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{Api, ListParams};
+use serde_json::Value;
+
+use crate::world::World;
+
+/// What exists, by system: names, and counts of rows where names would say too little.
+pub type Snapshot = BTreeMap<&'static str, BTreeSet<String>>;
+
+impl World {
+    /// Looks into every system that a tenant may own something in.
+    pub async fn snapshot(&self) -> Result<Snapshot> {
+        Ok(BTreeMap::from([
+            ("rows of PostgreSQL's tables", self.row_counts().await?),
+            ("PostgreSQL schemas and roles", self.schemas_and_roles().await?),
+            ("secrets", self.secrets().await?),
+            ("buckets", self.buckets().await?),
+            ("IAM roles", self.roles().await?),
+            ("namespaces", self.namespaces().await?),
+            ("DNS records", self.records().await?),
+            ("configuration items", self.config_items().await?),
+            ("emails", self.emails().await?.iter().map(Value::to_string).collect()),
+        ]))
+    }
+
+    async fn row_counts(&self) -> Result<BTreeSet<String>> {
+        let registry = self.registry().await?;
+        let tables = registry
+            .query("SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname <> ALL ('{pg_catalog,information_schema}')", &[])
+            .await?;
+        let mut counts = BTreeSet::new();
+        for table in tables {
+            let table: String = table.get(0);
+            let count: i64 = registry.query_one(&format!("SELECT count(*) FROM {table}"), &[]).await?.get(0);
+            counts.insert(format!("{table}: {count}"));
+        }
+        Ok(counts)
+    }
+
+    async fn schemas_and_roles(&self) -> Result<BTreeSet<String>> {
+        let sql = "SELECT 'schema ' || nspname FROM pg_namespace WHERE nspname NOT LIKE 'pg\\_%'
+                   UNION ALL SELECT 'role ' || rolname FROM pg_roles";
+        Ok(self.registry().await?.query(sql, &[]).await?.iter().map(|row| row.get(0)).collect())
+    }
+
+    async fn secrets(&self) -> Result<BTreeSet<String>> {
+        let client = aws_sdk_secretsmanager::Client::new(&self.env.aws);
+        let mut pages = client.list_secrets().include_planned_deletion(true).into_paginator().send();
+        let mut names = BTreeSet::new();
+        while let Some(page) = pages.next().await {
+            names.extend(page?.secret_list().iter().filter_map(|secret| secret.name().map(str::to_owned)));
+        }
+        Ok(names)
+    }
+
+    async fn buckets(&self) -> Result<BTreeSet<String>> {
+        let client = aws_sdk_s3::Client::from_conf(
+            aws_sdk_s3::config::Builder::from(&self.env.aws).force_path_style(true).build(),
+        );
+        let listed = client.list_buckets().send().await?;
+        Ok(listed.buckets().iter().filter_map(|bucket| bucket.name().map(str::to_owned)).collect())
+    }
+
+    async fn roles(&self) -> Result<BTreeSet<String>> {
+        let client = aws_sdk_iam::Client::new(&self.env.aws);
+        let mut pages = client.list_roles().into_paginator().send();
+        let mut names = BTreeSet::new();
+        while let Some(page) = pages.next().await {
+            names.extend(page?.roles().iter().map(|role| role.role_name().to_owned()));
+        }
+        Ok(names)
+    }
+
+    async fn namespaces(&self) -> Result<BTreeSet<String>> {
+        let all = Api::<Namespace>::all(self.cluster().await?).list(&ListParams::default()).await?;
+        Ok(all.items.into_iter().filter_map(|namespace| namespace.metadata.name).collect())
+    }
+
+    async fn records(&self) -> Result<BTreeSet<String>> {
+        let client = aws_sdk_route53::Client::new(&self.env.aws);
+        let zone = self.env.required("HOSTED_ZONE_ID")?;
+        let mut pages = client.list_resource_record_sets().hosted_zone_id(zone).into_paginator().send();
+        let mut names = BTreeSet::new();
+        while let Some(page) = pages.next().await {
+            let page = page?;
+            names.extend(page.resource_record_sets().iter().map(|set| format!("{} {}", set.name(), set.r#type())));
+        }
+        Ok(names)
+    }
+
+    async fn config_items(&self) -> Result<BTreeSet<String>> {
+        let client = aws_sdk_dynamodb::Client::new(&self.env.aws);
+        let mut pages = client.scan().table_name(self.env.required("CONFIG_TABLE")?).into_paginator().send();
+        let mut items = BTreeSet::new();
+        while let Some(page) = pages.next().await {
+            items.extend(page?.items().iter().map(|item| format!("{:?} {:?}", item.get("tenant"), item.get("item"))));
+        }
+        Ok(items)
+    }
+
+    /// The mail that SES was asked to send, as the emulator keeps it.
+    pub async fn emails(&self) -> Result<Vec<Value>> {
+        let url = format!("{}/_ministack/ses/messages", self.export("AWS_ENDPOINT_URL")?);
+        let kept: Value = reqwest::get(url).await?.error_for_status()?.json().await?;
+        Ok(kept["messages"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// The cluster, as its administrator.
+    pub async fn cluster(&self) -> Result<kube::Client> {
+        let kubeconfig = kube::config::Kubeconfig::read_from(self.export("KUBECONFIG")?)?;
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default()).await?;
+        Ok(kube::Client::try_from(config)?)
+    }
+}
