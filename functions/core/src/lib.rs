@@ -4,8 +4,10 @@
 //! those call a client. Nothing below [`step`] knows that it runs in Lambda.
 
 pub mod aws;
+pub mod dns_check;
 pub mod environment;
 pub mod error;
+pub mod mail;
 pub mod postgres;
 pub mod registry;
 pub mod request;

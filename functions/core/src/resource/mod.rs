@@ -4,10 +4,12 @@
 //! scan and drift repair ask `inspect`.
 
 pub mod bucket;
+pub mod dns;
 pub mod identity;
 mod policy_document;
 #[cfg(test)]
 pub(crate) mod samples;
+pub mod tenant_config;
 pub(crate) mod wait;
 
 use async_trait::async_trait;

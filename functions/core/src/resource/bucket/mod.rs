@@ -4,8 +4,6 @@ mod empty;
 mod lifecycle;
 mod policy;
 
-use std::fmt::Debug;
-
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
@@ -328,10 +326,9 @@ fn differences(found: &Settings<Option<String>>, wanted: &Settings<Value>) -> Ve
 }
 
 /// A setting that may not be set; `unset` is the error code that says so.
-fn set<T, E, R>(bucket: &str, result: Result<T, SdkError<E, R>>, unset: &str) -> Result<Option<T>, StepError>
+fn set<T, E>(bucket: &str, result: Result<T, SdkError<E>>, unset: &str) -> Result<Option<T>, StepError>
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
-    R: Debug + 'static,
 {
     match result {
         Ok(output) => Ok(Some(output)),
@@ -341,10 +338,9 @@ where
 }
 
 /// A bucket's existence spreads slower than the answer that it was created.
-fn settle<E, R>(doing: &str, error: SdkError<E, R>) -> StepError
+fn settle<E>(doing: &str, error: SdkError<E>) -> StepError
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
-    R: Debug + 'static,
 {
     match code(&error) {
         Some("NoSuchBucket") => StepError::Transient(format!("{doing}: it is not seen yet, or was just deleted")),
