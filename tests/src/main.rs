@@ -1,11 +1,18 @@
 //! The proof, on one real local stack: booted when the first test needs it, shared by all, ended after the last.
 
 mod bad_input;
+mod bucket;
 mod bus;
+mod dns;
+mod identity;
 mod logs;
 mod machine;
+mod mail;
 mod provisioning;
+mod recorder;
 mod snapshot;
+mod tenant_config;
+mod tenants;
 mod triggers;
 mod world;
 

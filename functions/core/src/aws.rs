@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aws_sdk_s3::error::SdkError;
 use aws_config::{BehaviorVersion, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use aws_smithy_types::error::display::DisplayErrorContext;
@@ -78,13 +79,12 @@ const DENIED_CODES: &[&str] = &[
 /// Turns an AWS SDK error into ours: `doing` says what was attempted, on what ("creating bucket tenant-…").
 ///
 /// Calls that never got an answer are transient (they may have taken effect: every `ensure` and `remove` can be run
-/// again). A code that is not known to be transient is not retried.
-pub fn classify<E, R>(doing: &str, error: aws_sdk_s3::error::SdkError<E, R>) -> StepError
+/// again). A code that is not known to be transient is not retried, unless the answer's status says that the fault is AWS's
+/// (5xx) or that we asked too often (429).
+pub fn classify<E>(doing: &str, error: SdkError<E>) -> StepError
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
-    R: std::fmt::Debug + 'static,
 {
-    use aws_sdk_s3::error::SdkError;
     match &error {
         SdkError::TimeoutError(_) => StepError::Transient(format!("{doing}: AWS did not answer in time")),
         SdkError::DispatchFailure(_) | SdkError::ResponseError(_) => {
@@ -93,10 +93,13 @@ where
         SdkError::ServiceError(service) => {
             let code = service.err().code().unwrap_or("no error code");
             let text = format!("{doing}: {code}: {}", service.err().message().unwrap_or("no message"));
+            let status = service.raw().status();
             if TRANSIENT_CODES.contains(&code) {
                 StepError::Transient(text)
             } else if DENIED_CODES.contains(&code) {
                 StepError::Denied(text)
+            } else if status.is_server_error() || status.as_u16() == 429 {
+                StepError::Transient(text)
             } else {
                 StepError::Unexpected(text)
             }
@@ -106,6 +109,39 @@ where
 }
 
 /// The AWS error code, if the service answered with one.
-pub fn code<E: ProvideErrorMetadata, R>(error: &aws_sdk_s3::error::SdkError<E, R>) -> Option<&str> {
+pub fn code<E: ProvideErrorMetadata>(error: &SdkError<E>) -> Option<&str> {
     error.as_service_error().and_then(ProvideErrorMetadata::code)
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_s3::config::http::HttpResponse;
+    use aws_sdk_s3::error::ErrorMetadata;
+    use aws_sdk_s3::operation::head_bucket::HeadBucketError;
+    use aws_smithy_types::body::SdkBody;
+
+    use super::*;
+
+    fn answered(status: u16, code: Option<&str>) -> StepError {
+        let mut metadata = ErrorMetadata::builder();
+        metadata = if let Some(code) = code { metadata.code(code) } else { metadata };
+        let status = status.try_into().expect("a status");
+        let error = HeadBucketError::generic(metadata.build());
+        classify("asking", SdkError::service_error(error, HttpResponse::new(status, SdkBody::empty())))
+    }
+
+    #[test]
+    fn what_is_not_known_to_pass_is_not_retried() {
+        assert!(matches!(answered(400, Some("MalformedPolicy")), StepError::Unexpected(_)));
+        assert!(matches!(answered(403, Some("AccessDenied")), StepError::Denied(_)));
+        assert!(matches!(answered(404, None), StepError::Unexpected(_)));
+    }
+
+    #[test]
+    fn throttling_and_faults_of_aws_are_transient() {
+        assert!(answered(400, Some("ThrottlingException")).is_transient());
+        assert!(answered(500, Some("SomethingNew")).is_transient());
+        assert!(answered(503, None).is_transient());
+        assert!(answered(429, None).is_transient());
+    }
 }

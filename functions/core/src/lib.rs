@@ -4,10 +4,12 @@
 //! those call a client. Nothing below [`step`] knows that it runs in Lambda.
 
 pub mod aws;
+pub mod dns_check;
 pub mod eks_token;
 pub mod environment;
 pub mod error;
 pub mod kubernetes;
+pub mod mail;
 pub mod migrations;
 pub mod postgres;
 pub mod registry;

@@ -3,8 +3,16 @@
 //! A resource answers three questions. Provisioning asks `ensure`, compensation and deletion ask `remove`, the deletion
 //! scan and drift repair ask `inspect`.
 
-pub mod namespace;
+pub mod bucket;
 pub mod database;
+pub mod dns;
+pub mod identity;
+pub mod namespace;
+mod policy_document;
+#[cfg(test)]
+pub(crate) mod samples;
+pub mod tenant_config;
+pub(crate) mod wait;
 
 use async_trait::async_trait;
 use serde_json::Value;
