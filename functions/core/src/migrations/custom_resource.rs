@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use aws_smithy_http_client::Connector;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use aws_smithy_runtime_api::client::http::HttpConnector;
@@ -16,6 +17,7 @@ use super::{Applied, apply, roles};
 use crate::environment::Environment;
 use crate::error::StepError;
 use crate::postgres::Database;
+use crate::step::Step;
 
 /// What CloudFormation is given as the resource's id; it never changes, so that an update never deletes.
 const PHYSICAL_ID: &str = "tenantry-migrations";
@@ -72,6 +74,13 @@ impl ApplyMigrations {
         let database = Database::new(&self.env, self.registry_secret.clone());
         let mut client = database.client().await?;
         apply(&mut client, &app, set_app_password, &self.registry_secret).await
+    }
+}
+
+#[async_trait]
+impl Step for ApplyMigrations {
+    async fn run(&self, _name: &'static str, input: &Value) -> Result<Value, StepError> {
+        self.handle(input).await
     }
 }
 
