@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use aws_sdk_s3::error::SdkError;
-use aws_config::{BehaviorVersion, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_config::{BehaviorVersion, ConfigLoader, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use aws_smithy_types::error::display::DisplayErrorContext;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
@@ -18,6 +18,11 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Region, credentials and endpoint from the environment, with our timeouts. Makes no network call.
 pub async fn config() -> SdkConfig {
+    loader().load().await
+}
+
+/// Our HTTP client, retries and timeouts, before anything is read from the environment.
+pub fn loader() -> ConfigLoader {
     let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
     aws_config::defaults(BehaviorVersion::latest())
         .http_client(http)
@@ -29,8 +34,6 @@ pub async fn config() -> SdkConfig {
                 .operation_timeout(OPERATION_TIMEOUT)
                 .build(),
         )
-        .load()
-        .await
 }
 
 /// AWS error codes that mean "later": throttling, and things that another call is still making or deleting.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use aws_config::{Region, SdkConfig};
+use aws_credential_types::Credentials;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
@@ -87,28 +88,12 @@ impl Emulator {
 
 /// An AWS configuration that reaches an emulator, with the timeouts that functions have.
 pub async fn aws_config(endpoint: &str) -> SdkConfig {
-    let credentials =
-        aws_config::meta::credentials::CredentialsProviderChain::first_try("local", Local).or_else("local", Local);
-    tenantry_core::aws::config()
-        .await
-        .into_builder()
+    tenantry_core::aws::loader()
         .region(Region::new(REGION))
         .endpoint_url(endpoint)
-        .credentials_provider(aws_sdk_s3::config::SharedCredentialsProvider::new(credentials))
-        .build()
-}
-
-#[derive(Debug)]
-struct Local;
-
-impl aws_sdk_s3::config::ProvideCredentials for Local {
-    fn provide_credentials<'a>(&'a self) -> aws_sdk_s3::config::future::ProvideCredentials<'a>
-    where
-        Self: 'a,
-    {
-        let credentials = aws_sdk_s3::config::Credentials::new(ACCESS_KEY, ACCESS_KEY, None, None, "local");
-        aws_sdk_s3::config::future::ProvideCredentials::ready(Ok(credentials))
-    }
+        .credentials_provider(Credentials::new(ACCESS_KEY, ACCESS_KEY, None, None, "local"))
+        .load()
+        .await
 }
 
 /// S3 by path: the emulator has no name of its own for each bucket.

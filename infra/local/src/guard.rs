@@ -114,7 +114,10 @@ impl Drop for Guarded {
 }
 
 /// The `tenantry` executable: ourselves, or the one beside the test that uses this library.
-fn own_executable() -> Result<PathBuf> {
+///
+/// # Errors
+/// When it is not built.
+pub fn own_executable() -> Result<PathBuf> {
     let this = std::env::current_exe()?;
     if this.file_stem().is_some_and(|name| name == "tenantry") {
         return Ok(this);

@@ -27,8 +27,7 @@ impl Cluster {
     /// # Errors
     /// When it does not come up.
     pub async fn start(tools: &Tools, directory: &Path, logs: &Path) -> Result<Self> {
-        if let Some(given) = std::env::var_os("KUBECONFIG").filter(|path| !path.is_empty()) {
-            let given = PathBuf::from(given);
+        if let Some(given) = given() {
             ensure!(given.is_file(), "KUBECONFIG names {}, which is not a file", given.display());
             return Ok(Cluster { process: None, admin: given.clone(), functions: given });
         }
@@ -73,4 +72,11 @@ impl Cluster {
     pub fn check(&mut self) -> Result<()> {
         self.process.as_mut().map_or(Ok(()), Guarded::check)
     }
+}
+
+/// The cluster that the caller names. One of ours is not meant: it is what `eval "$(make -s env)"` left in the shell.
+fn given() -> Option<PathBuf> {
+    let path = PathBuf::from(std::env::var_os("KUBECONFIG").filter(|path| !path.is_empty())?);
+    let ours = path.ends_with("kube/admin.kubeconfig") && path.components().any(|part| part.as_os_str() == ".local");
+    (!ours).then_some(path)
 }

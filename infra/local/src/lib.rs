@@ -4,6 +4,7 @@ pub mod cli;
 pub mod deploy;
 pub mod dns;
 pub mod emulator;
+pub mod events;
 pub mod evidence;
 pub mod execution;
 pub mod functions;

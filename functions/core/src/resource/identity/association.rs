@@ -116,7 +116,10 @@ impl Association {
         .await
     }
 
-    async fn list(&self, tenant: &Tenant) -> Result<Option<String>, SdkError<impl ProvideErrorMetadata + use<>>> {
+    async fn list(
+        &self,
+        tenant: &Tenant,
+    ) -> Result<Option<String>, SdkError<impl ProvideErrorMetadata + std::error::Error + 'static + use<>>> {
         let list = self.eks.list_pod_identity_associations().cluster_name(&self.cluster);
         let list = list.namespace(tenant.namespace()).service_account(tenant.service_account());
         let listed = list.send().await?;
