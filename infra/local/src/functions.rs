@@ -1,6 +1,5 @@
 //! The functions' code, in the form that Lambda takes: a zip that holds one executable, `bootstrap`.
 
-use std::fs::File;
 use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 
@@ -80,7 +79,7 @@ mod tests {
         let binary = directory.join("create-bucket");
         let mut keys = Vec::new();
         for code in ["one", "one", "two"] {
-            File::create(&binary).and_then(|mut file| file.write_all(code.as_bytes())).expect("a binary");
+            std::fs::File::create(&binary).and_then(|mut file| file.write_all(code.as_bytes())).expect("a binary");
             keys.push(pack(&binary).expect("a zip").0);
         }
         std::fs::remove_dir_all(&directory).expect("removed");

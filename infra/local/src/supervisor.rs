@@ -1,7 +1,7 @@
 //! The stack that `make up` leaves running: a process of its own holds it, and a file says where it is.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
 use crate::guard::own_executable;
 use crate::progress::{Progress, print};
@@ -122,12 +122,11 @@ pub async fn supervise(root: &Path, json: bool) -> Result<()> {
     let directory = directory(root);
     let progress = if json { Progress::Json } else { Progress::Plain };
     let options = Options { root: root.to_owned(), directory: Some(directory.clone()), progress };
-    let mut input = tokio::io::stdin();
-    let mut told = [0; 5];
+    let mut taken_over = taken_over();
     let mut stack = tokio::select! {
         stack = Stack::boot(options) => stack?,
         // Whoever started us has gone before the stack was up.
-        _ = input.read_exact(&mut told) => bail!("given up before the stack was up"),
+        _ = &mut taken_over => bail!("given up before the stack was up"),
         _ = terminate.recv() => bail!("ended before the stack was up"),
         _ = interrupt.recv() => bail!("ended before the stack was up"),
     };
@@ -143,7 +142,7 @@ pub async fn supervise(root: &Path, json: bool) -> Result<()> {
     write_privately(&file, &serde_json::to_vec_pretty(&up)?)?;
     print(READY);
     let ended = async {
-        if input.read_exact(&mut told).await.is_err() {
+        if taken_over.await.is_err() {
             bail!("given up before the stack was taken over");
         }
         loop {
@@ -158,6 +157,17 @@ pub async fn supervise(root: &Path, json: bool) -> Result<()> {
     let _ = std::fs::remove_file(&file);
     stack.shutdown().await?;
     ended
+}
+
+/// Resolves when whoever started us says that it goes on without them, and fails when they end before.
+fn taken_over() -> oneshot::Receiver<()> {
+    let (told, taken_over) = oneshot::channel();
+    std::thread::spawn(move || {
+        if std::io::stdin().read_exact(&mut [0]).is_ok() {
+            let _ = told.send(());
+        }
+    });
+    taken_over
 }
 
 /// Ends the stack that is up, and waits until it has ended.
