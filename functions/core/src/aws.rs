@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use aws_sdk_s3::error::SdkError;
 use aws_config::{BehaviorVersion, ConfigLoader, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_sdk_s3::error::SdkError;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use aws_smithy_types::error::display::DisplayErrorContext;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
@@ -88,14 +88,30 @@ pub fn classify<E>(doing: &str, error: SdkError<E>) -> StepError
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
-    match &error {
+    let message = error.as_service_error().and_then(ProvideErrorMetadata::message).unwrap_or("no message").to_owned();
+    classified(doing, &error, &format!(": {message}"))
+}
+
+/// As [`classify`], without what the service says: for services whose messages repeat personal data.
+pub fn classify_without_message<E>(doing: &str, error: SdkError<E>) -> StepError
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    classified(doing, &error, "")
+}
+
+fn classified<E>(doing: &str, error: &SdkError<E>, message: &str) -> StepError
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    match error {
         SdkError::TimeoutError(_) => StepError::Transient(format!("{doing}: AWS did not answer in time")),
         SdkError::DispatchFailure(_) | SdkError::ResponseError(_) => {
-            StepError::Transient(format!("{doing}: no answer from AWS: {}", DisplayErrorContext(&error)))
+            StepError::Transient(format!("{doing}: no answer from AWS: {}", DisplayErrorContext(error)))
         }
         SdkError::ServiceError(service) => {
             let code = service.err().code().unwrap_or("no error code");
-            let text = format!("{doing}: {code}: {}", service.err().message().unwrap_or("no message"));
+            let text = format!("{doing}: {code}{message}");
             let status = service.raw().status();
             if TRANSIENT_CODES.contains(&code) {
                 StepError::Transient(text)
@@ -107,7 +123,7 @@ where
                 StepError::Unexpected(text)
             }
         }
-        _ => StepError::Unexpected(format!("{doing}: {}", DisplayErrorContext(&error))),
+        _ => StepError::Unexpected(format!("{doing}: {}", DisplayErrorContext(error))),
     }
 }
 
@@ -138,6 +154,15 @@ mod tests {
         assert!(matches!(answered(400, Some("MalformedPolicy")), StepError::Unexpected(_)));
         assert!(matches!(answered(403, Some("AccessDenied")), StepError::Denied(_)));
         assert!(matches!(answered(404, None), StepError::Unexpected(_)));
+    }
+
+    #[test]
+    fn what_a_service_says_can_be_kept_out() {
+        let metadata =
+            ErrorMetadata::builder().code("MessageRejected").message("not verified: ada@acme.example").build();
+        let answer = HttpResponse::new(400.try_into().expect("a status"), SdkBody::empty());
+        let error = SdkError::service_error(HeadBucketError::generic(metadata), answer);
+        assert_eq!(classify_without_message("mailing", error).to_string(), "mailing: MessageRejected");
     }
 
     #[test]

@@ -139,12 +139,19 @@ async fn status(root: &Path, json: bool) -> Result<()> {
     };
     let answers = tenants(&up).await;
     if json {
-        let tenants = answers.as_ref().ok().map(|all| all.iter().map(|(status, count)| json!({status: count})).collect::<Vec<_>>());
-        print(&json!({ "up": true, "pid": up.pid, "exports": up.exports, "outputs": up.outputs, "tenants": tenants }).to_string());
+        let tenants = answers
+            .as_ref()
+            .ok()
+            .map(|all| all.iter().map(|(status, count)| json!({status: count})).collect::<Vec<_>>());
+        print(
+            &json!({ "up": true, "pid": up.pid, "exports": up.exports, "outputs": up.outputs, "tenants": tenants })
+                .to_string(),
+        );
         return Ok(());
     }
     print(&format!("The stack is up (process {}).", up.pid));
-    for (name, value) in up.exports.iter().filter(|(name, _)| !name.starts_with("AWS_") || *name == "AWS_ENDPOINT_URL") {
+    for (name, value) in up.exports.iter().filter(|(name, _)| !name.starts_with("AWS_") || *name == "AWS_ENDPOINT_URL")
+    {
         print(&format!("  {name:<24} {}", without_password(value)));
     }
     match answers {

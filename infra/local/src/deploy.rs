@@ -125,7 +125,8 @@ pub async fn deploy(aws: &SdkConfig, packaged: &Packaged, parameters: &[(&str, &
         .iter()
         .filter_map(|output| Some((output.output_key()?.to_owned(), output.output_value()?.to_owned())))
         .collect();
-    let bound = parameters.iter().find(|(name, _)| *name == CONCURRENCY).context("no FunctionConcurrency")?.1.parse()?;
+    let bound =
+        parameters.iter().find(|(name, _)| *name == CONCURRENCY).context("no FunctionConcurrency")?.1.parse()?;
     Ok(Deployment { outputs, variables: finish(aws, &packaged.functions, bound).await? })
 }
 
@@ -147,7 +148,8 @@ async fn settled(client: &aws_sdk_cloudformation::Client) -> Result<Deployed> {
 
 async fn failures(client: &aws_sdk_cloudformation::Client) -> Result<String> {
     let events = client.describe_stack_events().stack_name(STACK).send().await?;
-    let failed = |event: &StackEvent| event.resource_status().is_some_and(|status| status.as_str().ends_with("_FAILED"));
+    let failed =
+        |event: &StackEvent| event.resource_status().is_some_and(|status| status.as_str().ends_with("_FAILED"));
     let line = |event: &StackEvent| {
         let reason = event.resource_status_reason().unwrap_or("no reason given");
         format!("  {}: {reason}", event.logical_resource_id().unwrap_or_default())

@@ -189,7 +189,8 @@ mod tests {
 
     #[test]
     fn every_value_of_a_set_is_a_record() {
-        let value = |text: &str| aws_sdk_route53::types::ResourceRecord::builder().value(text).build().expect("a value");
+        let value =
+            |text: &str| aws_sdk_route53::types::ResourceRecord::builder().value(text).build().expect("a value");
         let set = ResourceRecordSet::builder()
             .name("a.app.example.com.")
             .r#type(RrType::Txt)

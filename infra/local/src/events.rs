@@ -30,7 +30,8 @@ impl Subscription {
         let name = format!("subscriber-{}", Uuid::new_v4());
         let url = queues.create_queue().queue_name(&name).send().await?.queue_url.context("the queue has no URL")?;
         let attribute = QueueAttributeName::QueueArn;
-        let attributes = queues.get_queue_attributes().queue_url(&url).attribute_names(attribute.clone()).send().await?;
+        let attributes =
+            queues.get_queue_attributes().queue_url(&url).attribute_names(attribute.clone()).send().await?;
         let arn = attributes.attributes().and_then(|all| all.get(&attribute)).context("the queue has no ARN")?;
         let pattern = json!({"source": ["tenantry"]}).to_string();
         rules.put_rule().name(&name).event_bus_name(bus).event_pattern(pattern).send().await?;

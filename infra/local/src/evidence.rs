@@ -107,7 +107,11 @@ impl Witness {
             client.execute("SELECT set_config('app.current_tenant_id', $1, false)", &[&row.id]).await?;
             let roles = client.query_one("SELECT string_agg(name, ', ' ORDER BY name) FROM pool.roles", &[]).await?;
             let seen = client.query("SELECT slug FROM pool.tenants", &[]).await?;
-            ensure!(seen.len() == 1 && seen[0].get::<_, String>(0) == row.slug, "the context shows {} tenants", seen.len());
+            ensure!(
+                seen.len() == 1 && seen[0].get::<_, String>(0) == row.slug,
+                "the context shows {} tenants",
+                seen.len()
+            );
             let roles: Option<String> = roles.get(0);
             return Ok(format!("schema pool, own rows only; roles {}", roles.context("no roles")?));
         }
@@ -200,7 +204,8 @@ impl Witness {
     async fn event(&mut self, row: &Row) -> Result<String> {
         let events = self.events.events_of("tenant.provisioned", &row.id).await?;
         let event = &events[0]["detail"];
-        let shown: BTreeMap<_, _> = event.as_object().into_iter().flatten().filter(|(_, value)| !value.is_object()).collect();
+        let shown: BTreeMap<_, _> =
+            event.as_object().into_iter().flatten().filter(|(_, value)| !value.is_object()).collect();
         Ok(format!("tenant.provisioned {}", serde_json::to_string(&shown)?))
     }
 }

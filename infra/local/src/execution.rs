@@ -104,8 +104,8 @@ fn tell(event: &HistoryEvent, states: &mut HashMap<String, (Task, f64)>, progres
         task.done_in(event.timestamp().as_secs_f64() - since);
     }
     let failed = event.task_failed_event_details().map(|details| (details.error(), details.cause()));
-    let failed =
-        failed.or_else(|| event.lambda_function_failed_event_details().map(|details| (details.error(), details.cause())));
+    let failed = failed
+        .or_else(|| event.lambda_function_failed_event_details().map(|details| (details.error(), details.cause())));
     if let Some((error, cause)) = failed {
         progress.say(&format!("    {}: {}", error.unwrap_or("failed"), message(cause.unwrap_or_default())));
     }

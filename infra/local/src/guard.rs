@@ -89,7 +89,9 @@ impl Guarded {
     pub fn check(&mut self) -> Result<()> {
         match self.guard.try_wait()? {
             None => Ok(()),
-            Some(status) => bail!("{} ended ({status}); its log {} ends with\n{}", self.name, self.log.display(), self.tail()),
+            Some(status) => {
+                bail!("{} ended ({status}); its log {} ends with\n{}", self.name, self.log.display(), self.tail())
+            }
         }
     }
 

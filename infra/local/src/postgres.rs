@@ -101,11 +101,7 @@ impl Postgres {
                 role = quote_identifier(PROVISIONER)
             ))
             .await?;
-        let owned = format!(
-            "CREATE DATABASE {} OWNER {}",
-            quote_identifier(DATABASE),
-            quote_identifier(PROVISIONER)
-        );
+        let owned = format!("CREATE DATABASE {} OWNER {}", quote_identifier(DATABASE), quote_identifier(PROVISIONER));
         client.batch_execute(&owned).await?;
         Ok(())
     }

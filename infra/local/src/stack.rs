@@ -102,8 +102,7 @@ impl Stack {
         let dns = DnsServer::start(&aws, &zone, BASE_DOMAIN).await?;
         prepare(&aws, &postgres).await?;
         let systems = Systems { dns, emulator, postgres, redis, cluster, _directory: directory };
-        let mut stack =
-            Stack { aws, root, zone, outputs: HashMap::new(), variables: HashMap::new(), systems };
+        let mut stack = Stack { aws, root, zone, outputs: HashMap::new(), variables: HashMap::new(), systems };
         told(&progress, "Deployment", stack.apply(&packaged)).await?;
         Ok(stack)
     }

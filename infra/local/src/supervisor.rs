@@ -54,7 +54,8 @@ impl Up {
         if !path.is_file() {
             return Ok(None);
         }
-        let up: Up = serde_json::from_str(&std::fs::read_to_string(&path)?).with_context(|| path.display().to_string())?;
+        let up: Up =
+            serde_json::from_str(&std::fs::read_to_string(&path)?).with_context(|| path.display().to_string())?;
         Ok(Some(up).filter(|up| beginning(up.pid).is_some_and(|begun| begun == up.begun)))
     }
 

@@ -92,7 +92,8 @@ async fn run(client: &mut Client, mut runner: Runner, schema: &str, name: &str) 
 fn failed(name: &str, error: &refinery::Error) -> StepError {
     match error.kind() {
         refinery::error::Kind::Connection(doing, source) => {
-            let why = match source.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::as_db_error) {
+            let why = match source.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::as_db_error)
+            {
                 Some(db) => format!("PostgreSQL {}: {}", db.code().code(), db.message()),
                 None => source.to_string(),
             };

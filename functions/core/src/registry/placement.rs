@@ -2,8 +2,8 @@
 
 use tokio_postgres::{Client, GenericClient};
 
-use crate::error::StepError;
-use crate::tenant::Tenant;
+use crate::error::{Problem, StepError};
+use crate::tenant::{Plan, Tenant};
 
 /// A server that holds tenants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,4 +58,19 @@ pub async fn placed(client: &impl GenericClient, tenant: &Tenant) -> Result<Opti
                WHERE t.id = $1";
     let row = client.query_opt(sql, &[&tenant.id.0]).await?;
     row.map(|row| Ok(Server { name: row.try_get(0)?, secret: row.try_get(1)? })).transpose()
+}
+
+/// Refuses a plan whose tenants have nowhere to be placed: no server of its isolation is open.
+///
+/// # Errors
+/// `InvalidRequest` for the field `plan`.
+pub async fn refuse_without_server(client: &Client, plan: Plan) -> Result<(), StepError> {
+    let sql = "SELECT q.default_isolation::text FROM plan_quotas q WHERE q.plan = $1::text::plan AND NOT EXISTS
+               (SELECT FROM database_servers s WHERE s.isolation = q.default_isolation AND s.state = 'open')";
+    let Some(row) = client.query_opt(sql, &[&plan.as_str()]).await? else { return Ok(()) };
+    let isolation: &str = row.try_get(0)?;
+    Err(StepError::InvalidRequest(vec![Problem {
+        field: "plan".into(),
+        rule: format!("{plan} is not offered here: no database server for isolation '{isolation}' is open"),
+    }]))
 }

@@ -55,6 +55,15 @@ async fn insert(transaction: &Transaction<'_>, request: &SignUp) -> Result<Tenan
     Ok(id)
 }
 
+/// Whether the request registered a tenant before.
+///
+/// # Errors
+/// When the registry cannot be read.
+pub async fn is_registered(client: &Client, request: &SignUp) -> Result<bool, StepError> {
+    let sql = "SELECT 1 FROM tenants WHERE request_id = $1";
+    Ok(client.query_opt(sql, &[&request.request_id]).await?.is_some())
+}
+
 /// Whether a slug was given to a tenant that this request did not register: in use, or gone but once active.
 ///
 /// # Errors

@@ -8,14 +8,16 @@ use serde_json::{Value, json};
 use crate::environment::Environment;
 use crate::error::{Problem, StepError};
 use crate::postgres::Database;
-use crate::registry::{Record, payments, signup};
+use crate::registry::{Record, payments, placement, signup};
 use crate::request::{Payment, SignUp};
+use crate::resource::dns::Zone;
 use crate::step::{Step, log_tenant};
 use crate::tenant::{Region, Status};
 
 /// Refuses what cannot become a tenant, naming every problem; makes nothing.
 pub struct ValidateRequest {
     registry: Database,
+    zone: Zone,
     region: Region,
 }
 
@@ -36,7 +38,11 @@ impl ValidateRequest {
     /// # Errors
     /// `Misconfigured` when a setting is missing.
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
-        Ok(ValidateRequest { registry: Database::registry(env)?, region: served_region(env)? })
+        Ok(ValidateRequest {
+            registry: Database::registry(env)?,
+            zone: Zone::from_env(env)?,
+            region: served_region(env)?,
+        })
     }
 }
 
@@ -71,7 +77,13 @@ impl Step for ValidateRequest {
     async fn run(&self, _name: &'static str, input: &Value) -> Result<Value, StepError> {
         let request = SignUp::parse(request_of(input), &self.region)?;
         let client = self.registry.client().await?;
+        if signup::is_registered(&client, &request).await? {
+            // Delivered once more: what was made for it is not in its way.
+            return Ok(json!({ "valid": true }));
+        }
         signup::refuse_taken_slug(&client, &request).await?;
+        placement::refuse_without_server(&client, request.plan).await?;
+        self.zone.refuse_taken(&request.slug).await?;
         Ok(json!({ "valid": true }))
     }
 }

@@ -170,7 +170,8 @@ pub(super) async fn drop(client: &mut Client, tenant: &Tenant) -> Result<(), Ste
     lock_grants(&transaction).await?;
     let dropped = transaction.batch_execute(&format!("DROP ROLE IF EXISTS {}", quote_identifier(&name))).await;
     dropped.map_err(|error| {
-        let detail = error.as_db_error().and_then(tokio_postgres::error::DbError::detail).unwrap_or_default().to_owned();
+        let detail =
+            error.as_db_error().and_then(tokio_postgres::error::DbError::detail).unwrap_or_default().to_owned();
         match StepError::from(error).during(&format!("dropping role {name}")) {
             StepError::Unexpected(text) if !detail.is_empty() => StepError::Unexpected(format!("{text} ({detail})")),
             error => error,

@@ -221,10 +221,7 @@ async fn drop_schema(client: &mut Client, tenant: &Tenant) -> Result<(), StepErr
     let name = tenant.schema();
     let schema = quote_identifier(&name);
     let doing = |error: tokio_postgres::Error| StepError::from(error).during(&format!("dropping schema {name}"));
-    client
-        .batch_execute(&format!("COMMENT ON SCHEMA {schema} IS '{}'", half_removed(tenant)))
-        .await
-        .map_err(doing)?;
+    client.batch_execute(&format!("COMMENT ON SCHEMA {schema} IS '{}'", half_removed(tenant))).await.map_err(doing)?;
     loop {
         let sql = "SELECT relname FROM pg_class WHERE relnamespace = $1::text::regnamespace AND relkind IN ('r', 'p')
                    ORDER BY relname LIMIT $2";

@@ -54,8 +54,7 @@ impl LoginSecret {
             Found::Ours(Some(kept)) if matches(&kept, tenant, server) => Ok(kept),
             Found::Ours(kept) => {
                 let password = kept.map(|kept| kept.password).filter(|password| password.len() >= PASSWORD_CHARS);
-                let password =
-                    password.unwrap_or_else(|| Alphanumeric.sample_string(&mut rand::rng(), PASSWORD_CHARS));
+                let password = password.unwrap_or_else(|| Alphanumeric.sample_string(&mut rand::rng(), PASSWORD_CHARS));
                 let login = login(tenant, server, password);
                 let doing = format!("updating secret {name}");
                 let put = self.client.put_secret_value().secret_id(&name).secret_string(text(&login));

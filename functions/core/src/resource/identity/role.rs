@@ -8,9 +8,9 @@ use super::policy;
 use crate::aws::{classify, code};
 use crate::environment::Environment;
 use crate::error::StepError;
+use crate::resource::Inspection;
 use crate::resource::policy_document::{partition, percent_decoded, same_policy};
 use crate::resource::wait::until_done;
-use crate::resource::Inspection;
 use crate::tenant::{OWNER_TAG, Tenant};
 
 /// The inline policy's name.

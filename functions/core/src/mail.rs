@@ -1,0 +1,113 @@
+//! Mail to a tenant's people, through SES.
+
+use aws_sdk_sesv2::Client;
+use aws_sdk_sesv2::types::{Body, Content, Destination, EmailContent, Message};
+use serde_json::{Value, json};
+
+use crate::aws::classify_without_message;
+use crate::environment::Environment;
+use crate::error::StepError;
+use crate::registry::contacts::Contact;
+use crate::tenant::Tenant;
+
+/// Writes mail in the name of the stack's sender.
+pub struct Mail {
+    ses: Client,
+    sender: String,
+}
+
+/// What a mail says, in the two forms it is sent in.
+struct Letter {
+    subject: String,
+    text: String,
+    html: String,
+}
+
+impl Mail {
+    /// Reads SENDER_ADDRESS. Makes no network call.
+    ///
+    /// # Errors
+    /// `Misconfigured` when it is missing.
+    pub fn from_env(env: &Environment) -> Result<Self, StepError> {
+        Ok(Mail { ses: Client::new(&env.aws), sender: env.required("SENDER_ADDRESS")? })
+    }
+
+    /// Tells the owner that the tenant is ready at `host`. Returns SES's id of the message.
+    ///
+    /// # Errors
+    /// When SES does not take the message. The error names the tenant and SES's code, never the address.
+    pub async fn send_welcome(&self, tenant: &Tenant, owner: &Contact, host: &str) -> Result<Value, StepError> {
+        self.send(tenant, owner, welcome(tenant, owner, host)).await
+    }
+
+    async fn send(&self, tenant: &Tenant, to: &Contact, letter: Letter) -> Result<Value, StepError> {
+        let unbuildable = |error| StepError::Unexpected(format!("a mail could not be put together: {error}"));
+        let utf8 = |text: String| Content::builder().data(text).charset("UTF-8").build().map_err(unbuildable);
+        let body = Body::builder().text(utf8(letter.text)?).html(utf8(letter.html)?).build();
+        let message = Message::builder().subject(utf8(letter.subject)?).body(body).build();
+        let sent = self
+            .ses
+            .send_email()
+            .from_email_address(&self.sender)
+            .destination(Destination::builder().to_addresses(&to.email).build())
+            .content(EmailContent::builder().simple(message).build())
+            .send()
+            .await;
+        let doing = format!("mailing the owner of tenant {} as {}", tenant.id, self.sender);
+        // SES's messages repeat the addresses they are about.
+        let sent = sent.map_err(|error| classify_without_message(&doing, error))?;
+        Ok(json!({ "sent": true, "message_id": sent.message_id }))
+    }
+}
+
+fn welcome(tenant: &Tenant, owner: &Contact, host: &str) -> Letter {
+    let (name, markup, slug) = (&owner.name, escaped(&owner.name), &tenant.slug);
+    Letter {
+        subject: format!("{slug} is ready"),
+        text: format!(
+            "Hello {name},\n\n{slug} is ready, on the {plan} plan. You reach it at\n\n  https://{host}/\n\n\
+             You get this mail once, because you signed up.\n",
+            plan = tenant.plan
+        ),
+        html: format!(
+            "<!DOCTYPE html>\n<html lang=\"en\"><body>\n<p>Hello {markup},</p>\n\
+             <p>{slug} is ready, on the {plan} plan. You reach it at <a href=\"https://{host}/\">{host}</a>.</p>\n\
+             <p>You get this mail once, because you signed up.</p>\n</body></html>\n",
+            plan = tenant.plan
+        ),
+    }
+}
+
+/// A text inside HTML. Slugs, plans and hosts need none of this: they are DNS labels.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            other => escaped.push(other),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::samples;
+
+    #[test]
+    fn a_name_is_text_in_both_forms() {
+        let owner = Contact { name: "<b onload='x()'>\"Ada\" & Co</b>".into(), email: "ada@acme.example".into() };
+        let letter = welcome(&samples::tenant(), &owner, "acme.app.example.com");
+        assert!(letter.text.contains(&owner.name));
+        assert!(letter.html.contains("Hello &lt;b onload=&#39;x()&#39;&gt;&quot;Ada&quot; &amp; Co&lt;/b&gt;,"));
+        assert!(!letter.html.contains("<b "));
+        for text in [letter.text, letter.html] {
+            assert!(text.contains("https://acme.app.example.com/") && text.contains("starter"));
+        }
+    }
+}
