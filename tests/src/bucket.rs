@@ -11,14 +11,21 @@ use tenantry_core::tenant::OWNER_TAG;
 
 use crate::recorder::Recorder;
 use crate::tenants::fresh_tenant;
-use crate::world::World;
+use crate::world::{Case, World};
+
+pub const CASES: &[(&str, Case)] = &[
+    ("is_made_once", |world| Box::pin(is_made_once(world))),
+    ("is_repaired", |world| Box::pin(is_repaired(world))),
+    ("of_another_is_left_alone", |world| Box::pin(of_another_is_left_alone(world))),
+    ("is_removed_with_all_it_holds", |world| Box::pin(is_removed_with_all_it_holds(world))),
+];
 
 fn s3(world: &World) -> Client {
     Client::from_conf(aws_sdk_s3::config::Builder::from(&world.env.aws).force_path_style(true).build())
 }
 
 /// Made with its tag, closed, versioned, encrypted; made again, nothing is written.
-pub async fn is_made_once(world: &World) -> Result<()> {
+async fn is_made_once(world: &World) -> Result<()> {
     let (tenant, s3) = (fresh_tenant(world, "bucket")?, s3(world));
     let recorder = Recorder::start(world).await?;
     let bucket = Bucket::from_env(&recorder.env)?;
@@ -43,7 +50,7 @@ pub async fn is_made_once(world: &World) -> Result<()> {
 }
 
 /// Each setting that was changed by hand is named, and only it is written again.
-pub async fn is_repaired(world: &World) -> Result<()> {
+async fn is_repaired(world: &World) -> Result<()> {
     let (tenant, s3) = (fresh_tenant(world, "bucket")?, s3(world));
     let recorder = Recorder::start(world).await?;
     let bucket = Bucket::from_env(&recorder.env)?;
@@ -67,7 +74,7 @@ pub async fn is_repaired(world: &World) -> Result<()> {
 }
 
 /// A bucket of the tenant's name that is not the tenant's is neither adopted nor emptied nor deleted.
-pub async fn of_another_is_left_alone(world: &World) -> Result<()> {
+async fn of_another_is_left_alone(world: &World) -> Result<()> {
     let (tenant, other, s3) = (fresh_tenant(world, "bucket")?, fresh_tenant(world, "bucket")?, s3(world));
     let bucket = Bucket::from_env(&world.env)?;
     let name = tenant.bucket();
@@ -93,7 +100,7 @@ pub async fn of_another_is_left_alone(world: &World) -> Result<()> {
 
 /// Versions, delete markers, unfinished uploads and odd keys all go, and nobody else's. (The emulator cannot list a key with
 /// a control character; S3 can, percent-encoded.)
-pub async fn is_removed_with_all_it_holds(world: &World) -> Result<()> {
+async fn is_removed_with_all_it_holds(world: &World) -> Result<()> {
     let (tenant, other, s3) = (fresh_tenant(world, "bucket")?, fresh_tenant(world, "bucket")?, s3(world));
     let bucket = Bucket::from_env(&world.env)?;
     bucket.ensure(&tenant).await?;

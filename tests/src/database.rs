@@ -17,19 +17,19 @@ use crate::world::{Case, World, connect};
 
 /// Every test of this file.
 pub const CASES: &[(&str, Case)] = &[
-    ("database::migrations_again_change_nothing", |world| Box::pin(migrations_again_change_nothing(world))),
-    ("database::a_failed_migration_fails_the_deploy", |world| Box::pin(a_failed_migration_fails_the_deploy(world))),
-    ("database::a_shared_tenant_is_made_and_removed", |world| Box::pin(a_shared_tenant_is_made_and_removed(world))),
-    ("database::a_schema_is_made_and_removed", |world| Box::pin(a_schema_is_made_and_removed(world))),
-    ("database::a_tenants_login_is_confined", |world| Box::pin(a_tenants_login_is_confined(world))),
-    ("database::drift_is_named_and_repaired", |world| Box::pin(drift_is_named_and_repaired(world))),
-    ("database::a_lost_table_is_not_papered_over", |world| Box::pin(a_lost_table_is_not_papered_over(world))),
-    ("database::a_crash_anywhere_is_repaired", |world| Box::pin(a_crash_anywhere_is_repaired(world))),
-    ("database::a_suspended_tenant_stays_frozen", |world| Box::pin(a_suspended_tenant_stays_frozen(world))),
-    ("database::what_is_anothers_is_left_alone", |world| Box::pin(what_is_anothers_is_left_alone(world))),
-    ("database::sessions_are_ended", |world| Box::pin(sessions_are_ended(world))),
-    ("database::twenty_at_once", |world| Box::pin(twenty_at_once(world))),
-    ("database::a_server_of_its_own_comes_later", |world| Box::pin(a_server_of_its_own_comes_later(world))),
+    ("migrations_again_change_nothing", |world| Box::pin(migrations_again_change_nothing(world))),
+    ("a_failed_migration_fails_the_deploy", |world| Box::pin(a_failed_migration_fails_the_deploy(world))),
+    ("a_shared_tenant_is_made_and_removed", |world| Box::pin(a_shared_tenant_is_made_and_removed(world))),
+    ("a_schema_is_made_and_removed", |world| Box::pin(a_schema_is_made_and_removed(world))),
+    ("a_tenants_login_is_confined", |world| Box::pin(a_tenants_login_is_confined(world))),
+    ("drift_is_named_and_repaired", |world| Box::pin(drift_is_named_and_repaired(world))),
+    ("a_lost_table_is_not_papered_over", |world| Box::pin(a_lost_table_is_not_papered_over(world))),
+    ("a_crash_anywhere_is_repaired", |world| Box::pin(a_crash_anywhere_is_repaired(world))),
+    ("a_suspended_tenant_stays_frozen", |world| Box::pin(a_suspended_tenant_stays_frozen(world))),
+    ("what_is_anothers_is_left_alone", |world| Box::pin(what_is_anothers_is_left_alone(world))),
+    ("sessions_are_ended", |world| Box::pin(sessions_are_ended(world))),
+    ("twenty_at_once", |world| Box::pin(twenty_at_once(world))),
+    ("a_server_of_its_own_comes_later", |world| Box::pin(a_server_of_its_own_comes_later(world))),
 ];
 
 async fn migrations_again_change_nothing(world: &World) -> Result<()> {

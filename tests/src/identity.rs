@@ -10,13 +10,20 @@ use tenantry_core::tenant::OWNER_TAG;
 
 use crate::recorder::Recorder;
 use crate::tenants::fresh_tenant;
-use crate::world::World;
+use crate::world::{Case, World};
+
+pub const CASES: &[(&str, Case)] = &[
+    ("is_made_once", |world| Box::pin(is_made_once(world))),
+    ("is_repaired", |world| Box::pin(is_repaired(world))),
+    ("of_another_is_left_alone", |world| Box::pin(of_another_is_left_alone(world))),
+    ("is_removed_with_its_policies", |world| Box::pin(is_removed_with_its_policies(world))),
+];
 
 const ANYBODY: &str = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"ec2.amazonaws.com"},"Action":"sts:AssumeRole"}]}"#;
 const ANYTHING: &str = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"s3:*","Resource":"*"}]}"#;
 
 /// Made with its tag and boundary; made again, nothing is written.
-pub async fn is_made_once(world: &World) -> Result<()> {
+async fn is_made_once(world: &World) -> Result<()> {
     let (tenant, iam) = (fresh_tenant(world, "identity")?, Client::new(&world.env.aws));
     let recorder = Recorder::start(world).await?;
     let identity = Identity::from_env(&recorder.env)?;
@@ -39,7 +46,7 @@ pub async fn is_made_once(world: &World) -> Result<()> {
 }
 
 /// Rights added by hand are named and taken away, changed ones are put back.
-pub async fn is_repaired(world: &World) -> Result<()> {
+async fn is_repaired(world: &World) -> Result<()> {
     let (tenant, iam) = (fresh_tenant(world, "identity")?, Client::new(&world.env.aws));
     let recorder = Recorder::start(world).await?;
     let identity = Identity::from_env(&recorder.env)?;
@@ -69,7 +76,7 @@ pub async fn is_repaired(world: &World) -> Result<()> {
 }
 
 /// A role of the tenant's name that is not the tenant's is neither adopted nor deleted.
-pub async fn of_another_is_left_alone(world: &World) -> Result<()> {
+async fn of_another_is_left_alone(world: &World) -> Result<()> {
     let (tenant, other) = (fresh_tenant(world, "identity")?, fresh_tenant(world, "identity")?);
     let iam = Client::new(&world.env.aws);
     let identity = Identity::from_env(&world.env)?;
@@ -91,7 +98,7 @@ pub async fn of_another_is_left_alone(world: &World) -> Result<()> {
 }
 
 /// The role goes with all its policies, also those it was given by hand; another tenant's stays.
-pub async fn is_removed_with_its_policies(world: &World) -> Result<()> {
+async fn is_removed_with_its_policies(world: &World) -> Result<()> {
     let (tenant, other) = (fresh_tenant(world, "identity")?, fresh_tenant(world, "identity")?);
     let iam = Client::new(&world.env.aws);
     let identity = Identity::from_env(&world.env)?;

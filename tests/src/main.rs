@@ -3,13 +3,18 @@
 mod bad_input;
 mod bucket;
 mod bus;
+mod contract;
+mod database;
 mod dns;
 mod identity;
 mod logs;
 mod machine;
 mod mail;
+mod namespace;
 mod provisioning;
 mod recorder;
+mod registry;
+mod rls;
 mod snapshot;
 mod tenant_config;
 mod tenants;
@@ -31,10 +36,22 @@ use tokio::time::timeout;
 use world::{Case, World};
 
 /// Cases that need no stack: they read the repository.
-const WITHOUT_STACK: &[(&str, &[(&str, fn() -> Result<()>)])] = &[];
+const WITHOUT_STACK: &[(&str, &[(&str, fn() -> Result<()>)])] = &[("contract", contract::CASES)];
 /// Cases that share the stack with others.
-const TOGETHER: &[(&str, &[(&str, Case)])] =
-    &[("provisioning", provisioning::CASES), ("triggers", triggers::CASES), ("logs", logs::CASES)];
+const TOGETHER: &[(&str, &[(&str, Case)])] = &[
+    ("registry", registry::CASES),
+    ("database", database::CASES),
+    ("rls", rls::CASES),
+    ("identity", identity::CASES),
+    ("bucket", bucket::CASES),
+    ("namespace", namespace::CASES),
+    ("dns", dns::CASES),
+    ("tenant_config", tenant_config::CASES),
+    ("mail", mail::CASES),
+    ("provisioning", provisioning::CASES),
+    ("triggers", triggers::CASES),
+    ("logs", logs::CASES),
+];
 /// Cases that compare the whole stack before and after: no other runs meanwhile.
 const ALONE: &[(&str, &[(&str, Case)])] = &[("bad_input", bad_input::CASES)];
 
@@ -98,8 +115,8 @@ impl Harness {
 
 /// Boots and deploys a stack of this run's own.
 async fn boot() -> Result<(Stack, World)> {
-    let stack = Stack::boot(Options::for_tests()).await?;
+    let stack = Stack::boot(Options::for_tests()?).await?;
     let env = Environment::new(stack.aws_config(), stack.function_variables());
-    let world = World { env, exports: stack.exports() };
+    let world = World { env, exports: stack.exports(), outputs: stack.outputs().clone() };
     Ok((stack, world))
 }

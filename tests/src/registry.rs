@@ -17,18 +17,18 @@ use crate::world::{Case, World};
 
 /// Every test of this file.
 pub const CASES: &[(&str, Case)] = &[
-    ("registry::only_the_products_transitions_are_accepted", |world| Box::pin(only_the_products_transitions_are_accepted(world))),
-    ("registry::a_tenant_begins_as_pending", |world| Box::pin(a_tenant_begins_as_pending(world))),
-    ("registry::what_never_changes_is_refused", |world| Box::pin(what_never_changes_is_refused(world))),
-    ("registry::tenants_and_audit_stay_for_ever", |world| Box::pin(tenants_and_audit_stay_for_ever(world))),
-    ("registry::every_change_of_status_is_audited", |world| Box::pin(every_change_of_status_is_audited(world))),
-    ("registry::registering_is_once_a_request", |world| Box::pin(registering_is_once_a_request(world))),
-    ("registry::a_request_delivered_at_once_registers_one", |world| Box::pin(a_request_delivered_at_once_registers_one(world))),
-    ("registry::a_payment_waits_for_its_request", |world| Box::pin(a_payment_waits_for_its_request(world))),
-    ("registry::one_execution_holds_the_fence", |world| Box::pin(one_execution_holds_the_fence(world))),
-    ("registry::the_fence_goes_to_one_of_many", |world| Box::pin(the_fence_goes_to_one_of_many(world))),
-    ("registry::the_journal_is_the_holders", |world| Box::pin(the_journal_is_the_holders(world))),
-    ("registry::placement_is_remembered_and_bounded", |world| Box::pin(placement_is_remembered_and_bounded(world))),
+    ("only_the_products_transitions_are_accepted", |world| Box::pin(only_the_products_transitions_are_accepted(world))),
+    ("a_tenant_begins_as_pending", |world| Box::pin(a_tenant_begins_as_pending(world))),
+    ("what_never_changes_is_refused", |world| Box::pin(what_never_changes_is_refused(world))),
+    ("tenants_and_audit_stay_for_ever", |world| Box::pin(tenants_and_audit_stay_for_ever(world))),
+    ("every_change_of_status_is_audited", |world| Box::pin(every_change_of_status_is_audited(world))),
+    ("registering_is_once_a_request", |world| Box::pin(registering_is_once_a_request(world))),
+    ("a_request_delivered_at_once_registers_one", |world| Box::pin(a_request_delivered_at_once_registers_one(world))),
+    ("a_payment_waits_for_its_request", |world| Box::pin(a_payment_waits_for_its_request(world))),
+    ("one_execution_holds_the_fence", |world| Box::pin(one_execution_holds_the_fence(world))),
+    ("the_fence_goes_to_one_of_many", |world| Box::pin(the_fence_goes_to_one_of_many(world))),
+    ("the_journal_is_the_holders", |world| Box::pin(the_journal_is_the_holders(world))),
+    ("placement_is_remembered_and_bounded", |world| Box::pin(placement_is_remembered_and_bounded(world))),
 ];
 
 const TRANSITION: &str = "TN001";

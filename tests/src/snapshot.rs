@@ -6,6 +6,7 @@ use anyhow::Result;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{Api, ListParams};
 use serde_json::Value;
+use tenantry_local::emulator;
 
 use crate::world::World;
 
@@ -105,9 +106,7 @@ impl World {
 
     /// The mail that SES was asked to send, as the emulator keeps it.
     pub async fn emails(&self) -> Result<Vec<Value>> {
-        let url = format!("{}/_ministack/ses/messages", self.export("AWS_ENDPOINT_URL")?);
-        let kept: Value = reqwest::get(url).await?.error_for_status()?.json().await?;
-        Ok(kept["messages"].as_array().cloned().unwrap_or_default())
+        emulator::mail(self.export("AWS_ENDPOINT_URL")?).await
     }
 
     /// The cluster, as its administrator.

@@ -16,6 +16,8 @@ pub struct World {
     pub env: Environment,
     /// The same variables `make -s env` exports: REGISTRY_DATABASE_URL, APP_DATABASE_URL, KUBECONFIG, DNS_SERVER, …
     pub exports: HashMap<String, String>,
+    /// The template's outputs.
+    pub outputs: HashMap<String, String>,
 }
 
 static NAMES: AtomicU32 = AtomicU32::new(0);

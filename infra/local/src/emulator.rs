@@ -31,6 +31,7 @@ impl Emulator {
     /// When it does not come up.
     pub async fn start(tools: &Tools, directory: &Path, logs: &Path) -> Result<Self> {
         let port = free_port()?;
+        let endpoint = format!("http://127.0.0.1:{port}");
         let home = directory.join("emulator");
         let temporary = home.join("tmp");
         std::fs::create_dir_all(&temporary)?;
@@ -53,6 +54,8 @@ impl Emulator {
                 setting("AWS_ACCESS_KEY_ID", ACCESS_KEY),
                 setting("AWS_SECRET_ACCESS_KEY", ACCESS_KEY),
                 setting("AWS_REGION", REGION),
+                // What it tells functions to call; without it they would call AWS.
+                setting("AWS_ENDPOINT_URL", &endpoint),
                 setting("PYTHONDONTWRITEBYTECODE", "1"),
                 setting("LOG_LEVEL", "INFO"),
             ],
@@ -61,7 +64,7 @@ impl Emulator {
             interrupt: false,
         }
         .start(logs)?;
-        let mut emulator = Emulator { process, endpoint: format!("http://127.0.0.1:{port}") };
+        let mut emulator = Emulator { process, endpoint };
         let begun = Instant::now();
         let health = format!("{}/_ministack/health", emulator.endpoint);
         while !reqwest::get(&health).await.is_ok_and(|answer| answer.status().is_success()) {
@@ -120,5 +123,6 @@ pub async fn scale_waits(endpoint: &str, factor: f64) -> Result<()> {
 pub async fn mail(endpoint: &str) -> Result<Vec<Value>> {
     let url = format!("{endpoint}/_ministack/ses/messages");
     let kept: Value = reqwest::get(&url).await?.error_for_status()?.json().await?;
-    Ok(kept["messages"].as_array().cloned().with_context(|| format!("{url} holds no list of messages"))?)
+    let accounts = kept["messages"].as_object().with_context(|| format!("{url} holds no messages by account"))?;
+    Ok(accounts.values().filter_map(Value::as_array).flatten().cloned().collect())
 }

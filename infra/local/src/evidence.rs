@@ -198,7 +198,7 @@ impl Witness {
         let kept = emulator::mail(endpoint).await?;
         let about: Vec<_> = kept.iter().filter(|mail| mail.to_string().contains(&host)).collect();
         ensure!(about.len() == 1, "{} messages about {host}", about.len());
-        Ok(format!("one message to the owner: {}", subject(about[0])))
+        Ok(format!("one message to the owner: {}", about[0]["Subject"].as_str().unwrap_or_default()))
     }
 
     async fn event(&mut self, row: &Row) -> Result<String> {
@@ -208,10 +208,6 @@ impl Witness {
             event.as_object().into_iter().flatten().filter(|(_, value)| !value.is_object()).collect();
         Ok(format!("tenant.provisioned {}", serde_json::to_string(&shown)?))
     }
-}
-
-fn subject(mail: &Value) -> &str {
-    mail["subject"].as_str().or_else(|| mail["Subject"].as_str()).unwrap_or_default()
 }
 
 async fn connect(url: &str) -> Result<tokio_postgres::Client> {
