@@ -49,8 +49,8 @@ down: $(TENANTRY) ## End the stack
 status: $(TENANTRY) ## What runs, and where
 	@$(TENANTRY) status
 
-env: $(TENANTRY) ## Exports for a shell: eval "$(make -s env)"
-	@$(TENANTRY) env
+env: $(TENANTRY) ## Exports for a shell: eval "$(make -s env)" (FUNCTIONS=1: the functions' settings as well)
+	@$(TENANTRY) env $(if $(FUNCTIONS),--functions)
 
 provision: $(TENANTRY) ## Start a sign-up on the stack: make provision FILE=events/provision-tenant.json
 	@$(TENANTRY) provision $(or $(FILE),events/provision-tenant.json)

@@ -42,7 +42,10 @@ async fn refused(world: &World, Bad(what, request, expected): &Bad) -> Result<()
         ensure!(outcome.cause.contains(text), "{what}: the error must say {text:?}, says {}", outcome.cause);
     }
     ensure!(
-        outcome.states.iter().all(|state| ["RouteRequest", "ValidateRequest", "RequestRefused"].contains(&state.as_str())),
+        outcome
+            .states
+            .iter()
+            .all(|state| ["RouteRequest", "ValidateRequest", "RequestRefused"].contains(&state.as_str())),
         "{what}: went through {:?}",
         outcome.states
     );
@@ -153,8 +156,16 @@ fn table() -> Vec<Bad> {
         Bad("owner empty", with(json!({"owner": {}})), &["owner.name is required", "owner.email is required"]),
         Bad("owner's name missing", without("owner.name"), &["owner.name is required"]),
         Bad("owner's name blank", with(json!({"owner.name": "  "})), &["owner.name must not be empty"]),
-        Bad("owner's name too long", with(json!({"owner.name": "x".repeat(201)})), &["owner.name must have at most 200"]),
-        Bad("owner's name breaking a header", with(json!({"owner.name": "A\r\nBcc: b@c.d"})), &["owner.name must not hold control"]),
+        Bad(
+            "owner's name too long",
+            with(json!({"owner.name": "x".repeat(201)})),
+            &["owner.name must have at most 200"],
+        ),
+        Bad(
+            "owner's name breaking a header",
+            with(json!({"owner.name": "A\r\nBcc: b@c.d"})),
+            &["owner.name must not hold control"],
+        ),
         Bad("owner's name a number", with(json!({"owner.name": 7})), &["owner.name must be a text"]),
         Bad("email missing", without("owner.email"), &["owner.email is required"]),
         Bad("email empty", email(""), &[EMAIL]),

@@ -65,7 +65,10 @@ async fn a_failed_migration_fails_the_deploy(world: &World) -> Result<()> {
         let (handled, told) = futures::future::join(migrations.handle(&event), one_put(&answers)).await;
         let (handled, told) = (handled?, told?);
         ensure!(handled == told, "told CloudFormation {told}, returned {handled}");
-        ensure!(told["Status"] == status && told["PhysicalResourceId"] == "kept" && told["RequestId"] == "request", "{told}");
+        ensure!(
+            told["Status"] == status && told["PhysicalResourceId"] == "kept" && told["RequestId"] == "request",
+            "{told}"
+        );
         ensure!(told["Reason"].as_str().unwrap_or_default().contains(reason), "{told}");
     }
     Ok(())
@@ -116,7 +119,9 @@ async fn a_schema_is_made_and_removed(world: &World) -> Result<()> {
     ensure!(made["schema"] == tenant.schema() && made["secret"] == tenant.database_secret(), "{made}");
     ensure!(!made.to_string().contains("password"), "{made}");
     ensure!(database.inspect(&tenant).await? == Inspection::Present);
-    let mut tables = names(&registry, &format!("SELECT tablename::text FROM pg_tables WHERE schemaname = '{}'", tenant.schema())).await?;
+    let mut tables =
+        names(&registry, &format!("SELECT tablename::text FROM pg_tables WHERE schemaname = '{}'", tenant.schema()))
+            .await?;
     tables.sort();
     let mut wanted: Vec<&str> = PRODUCT_TABLES.iter().copied().chain(["refinery_schema_history"]).collect();
     wanted.sort_unstable();
@@ -128,7 +133,11 @@ async fn a_schema_is_made_and_removed(world: &World) -> Result<()> {
 
     database.remove(&tenant).await?;
     ensure!(database.inspect(&tenant).await? == Inspection::Absent);
-    ensure!(traces(world, &registry, &tenant).await?.is_empty(), "left behind: {:?}", traces(world, &registry, &tenant).await?);
+    ensure!(
+        traces(world, &registry, &tenant).await?.is_empty(),
+        "left behind: {:?}",
+        traces(world, &registry, &tenant).await?
+    );
     database.remove(&tenant).await?;
     database.ensure(&tenant).await?;
     ensure!(database.inspect(&tenant).await? == Inspection::Present);
@@ -175,7 +184,10 @@ async fn a_tenants_login_is_confined(world: &World) -> Result<()> {
     let registry = world.registry().await?;
     let owned = names(
         &registry,
-        &format!("SELECT refobjid::regrole::text FROM pg_shdepend WHERE deptype = 'o' AND refobjid = '{}'::regrole", tenant.database_role()),
+        &format!(
+            "SELECT refobjid::regrole::text FROM pg_shdepend WHERE deptype = 'o' AND refobjid = '{}'::regrole",
+            tenant.database_role()
+        ),
     )
     .await?;
     ensure!(owned.is_empty(), "the role owns {} things", owned.len());
@@ -247,7 +259,9 @@ async fn a_crash_anywhere_is_repaired(world: &World) -> Result<()> {
         for repair in [true, false] {
             database.ensure(&tenant).await?;
             if without & 1 != 0 {
-                let revoke = format!("REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM {role}; REVOKE ALL ON SCHEMA {schema} FROM {role}");
+                let revoke = format!(
+                    "REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM {role}; REVOKE ALL ON SCHEMA {schema} FROM {role}"
+                );
                 registry.batch_execute(&format!("{revoke}; DROP ROLE {role}")).await?;
             }
             if without & 2 != 0 {
@@ -259,7 +273,8 @@ async fn a_crash_anywhere_is_repaired(world: &World) -> Result<()> {
             }
             if without & 10 == 8 {
                 let removing = format!("{}; being removed", tenant.ownership_text());
-                let sql = format!("COMMENT ON SCHEMA {schema} IS '{removing}'; DROP TABLE {schema}.files, {schema}.tasks");
+                let sql =
+                    format!("COMMENT ON SCHEMA {schema} IS '{removing}'; DROP TABLE {schema}.files, {schema}.tasks");
                 registry.batch_execute(&sql).await?;
             }
             if repair {
@@ -280,7 +295,10 @@ async fn a_suspended_tenant_stays_frozen(world: &World) -> Result<()> {
         let (tenant, database) = tenant_of(world, plan).await?;
         database.ensure(&tenant).await?;
         let suspended = Tenant { status: Status::Suspended, ..tenant.clone() };
-        ensure!(matches!(database.inspect(&suspended).await?, Inspection::Drifted(_)), "{plan}: not frozen, and no drift");
+        ensure!(
+            matches!(database.inspect(&suspended).await?, Inspection::Drifted(_)),
+            "{plan}: not frozen, and no drift"
+        );
         database.ensure(&suspended).await?;
         ensure!(database.inspect(&suspended).await? == Inspection::Present);
         let (client, table) = match plan {
@@ -365,7 +383,8 @@ async fn twenty_at_once(world: &World) -> Result<()> {
         tenants.push(tenant_of(world, if n % 4 == 0 { Plan::Starter } else { Plan::Growth }).await?);
     }
     // Each on connections of its own, as 20 Lambdas would be; and each twice, as a retry that overtakes its first attempt.
-    let again: Vec<TenantDatabase> = tenants.iter().map(|_| TenantDatabase::from_env(&world.env)).collect::<Result<_, _>>()?;
+    let again: Vec<TenantDatabase> =
+        tenants.iter().map(|_| TenantDatabase::from_env(&world.env)).collect::<Result<_, _>>()?;
     let firsts = tenants.iter().map(|(tenant, database)| retried(database, tenant));
     let seconds = tenants.iter().zip(&again).map(|((tenant, _), database)| retried(database, tenant));
     futures::future::try_join_all(firsts.chain(seconds)).await?;

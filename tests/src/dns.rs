@@ -60,7 +60,8 @@ async fn is_repaired(world: &World) -> Result<()> {
     dns.ensure(&tenant).await?;
     ensure!(dns.inspect(&tenant).await? == Inspection::Present);
 
-    change(world, ChangeAction::Delete, record(&host, RrType::Cname, 60, &world.env.required("INGRESS_TARGET")?)?).await?;
+    change(world, ChangeAction::Delete, record(&host, RrType::Cname, 60, &world.env.required("INGRESS_TARGET")?)?)
+        .await?;
     change(world, ChangeAction::Create, record(&host, RrType::A, 60, "192.0.2.1")?).await?;
     let Inspection::Drifted(drift) = dns.inspect(&tenant).await? else { anyhow::bail!("the drift was not seen") };
     ensure!(drift.len() == 2, "{drift:?}");
@@ -126,7 +127,8 @@ async fn verification(world: &World) -> Result<()> {
 /// Both negative answers take the function's whole patience: they are asked for at once.
 async fn not_yet(world: &World) -> Result<()> {
     let tenant = fresh_tenant(world, "dns")?;
-    let wildcard = record(&format!("*.{}", tenant.host(BASE_DOMAIN)), RrType::Cname, 60, &world.env.required("INGRESS_TARGET")?)?;
+    let wildcard =
+        record(&format!("*.{}", tenant.host(BASE_DOMAIN)), RrType::Cname, 60, &world.env.required("INGRESS_TARGET")?)?;
     change(world, ChangeAction::Create, wildcard.clone()).await?;
     let check = DnsCheck::from_env(&world.env)?;
     let under_wildcard = Tenant { slug: tenant.slug.clone(), ..fresh_tenant(world, "dns")? };

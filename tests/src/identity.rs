@@ -33,7 +33,7 @@ async fn is_made_once(world: &World) -> Result<()> {
     ensure!(identity.inspect(&tenant).await? == Inspection::Present);
 
     let role = iam.get_role().role_name(tenant.role()).send().await?.role.context("no role")?;
-    ensure!(made == json!({"role": tenant.role(), "arn": role.arn}), "{made}");
+    ensure!(made == json!({"role": tenant.role(), "arn": role.arn, "association": null}), "{made}");
     ensure!(role.tags().iter().any(|tag| tag.key() == OWNER_TAG && tag.value() == tenant.id.to_string()));
     let boundary = role.permissions_boundary().and_then(|boundary| boundary.permissions_boundary_arn());
     ensure!(boundary == world.env.optional("TENANT_BOUNDARY_ARN").as_deref(), "{boundary:?}");
@@ -82,7 +82,8 @@ async fn of_another_is_left_alone(world: &World) -> Result<()> {
     let identity = Identity::from_env(&world.env)?;
     let name = tenant.role();
     for tag in [None, Some(other.id.to_string())] {
-        let tag = tag.map(|value| aws_sdk_iam::types::Tag::builder().key(OWNER_TAG).value(value).build()).transpose()?;
+        let tag =
+            tag.map(|value| aws_sdk_iam::types::Tag::builder().key(OWNER_TAG).value(value).build()).transpose()?;
         let create = iam.create_role().role_name(&name).assume_role_policy_document(ANYBODY);
         create.set_tags(tag.map(|tag| vec![tag])).send().await?;
         ensure!(matches!(identity.inspect(&tenant).await?, Inspection::Foreign(_)));

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use aws_sdk_sfn::types::HistoryEvent;
 use serde_json::Value;
 use tokio::time::sleep;
 
@@ -69,13 +70,11 @@ async fn personal_data(world: &World) -> Result<()> {
     let registered = outcome
         .history
         .iter()
-        .position(|event| {
-            event.state_exited_event_details().is_some_and(|details| details.name() == "RegisterTenant")
-        })
+        .position(|event| event.state_exited_event_details().is_some_and(|details| details.name() == "RegisterTenant"))
         .context("RegisterTenant has no end in the history")?;
     let (before, after) = outcome.history.split_at(registered);
-    ensure!(format!("{before:?}").contains(email), "the check would not see an address");
-    let after = format!("{after:?}");
+    ensure!(kept(before).contains(email), "the check would not see an address");
+    let after = kept(after);
     ensure!(!after.contains(email) && !after.contains("Quillfeather"), "state carries personal data on");
     let lines = ours(world).await?;
     for step in ["validate-request", "register-tenant", "begin-provisioning", "send-welcome-email"] {
@@ -84,6 +83,26 @@ async fn personal_data(world: &World) -> Result<()> {
     let told = lines.iter().find(|line| line.contains(email) || line.contains("Quillfeather"));
     ensure!(told.is_none(), "personal data was logged: {told:?}");
     Ok(())
+}
+
+/// What Step Functions keeps of these events: every input, output and reason. (Their `Debug` form leaves those out.)
+fn kept(events: &[HistoryEvent]) -> String {
+    let texts = events.iter().flat_map(|event| {
+        [
+            event.execution_started_event_details().and_then(|details| details.input()),
+            event.execution_succeeded_event_details().and_then(|details| details.output()),
+            event.execution_failed_event_details().and_then(|details| details.cause()),
+            event.state_entered_event_details().and_then(|details| details.input()),
+            event.state_exited_event_details().and_then(|details| details.output()),
+            event.task_scheduled_event_details().map(|details| details.parameters()),
+            event.task_succeeded_event_details().and_then(|details| details.output()),
+            event.task_failed_event_details().and_then(|details| details.cause()),
+            event.lambda_function_scheduled_event_details().and_then(|details| details.input()),
+            event.lambda_function_succeeded_event_details().and_then(|details| details.output()),
+            event.lambda_function_failed_event_details().and_then(|details| details.cause()),
+        ]
+    });
+    texts.flatten().collect::<Vec<_>>().join("\n")
 }
 
 /// The lines that functions wrote themselves, without the platform's own START, END and REPORT.
@@ -102,5 +121,6 @@ async fn ours(world: &World) -> Result<Vec<String>> {
 
 fn platform(line: &str) -> bool {
     let line = line.trim();
-    line.is_empty() || ["START ", "END ", "REPORT ", "INIT_START ", "RequestId:"].iter().any(|mark| line.starts_with(mark))
+    line.is_empty()
+        || ["START ", "END ", "REPORT ", "INIT_START ", "RequestId:"].iter().any(|mark| line.starts_with(mark))
 }

@@ -34,9 +34,20 @@ async fn comes_alive(world: &World, plan: &str) -> Result<()> {
     let slug = world.fresh_slug(plan);
     let outcome = world.provision(&sign_up(&slug, plan)).await?.succeeded()?;
     let steps = [
-        "ValidateRequest", "RegisterTenant", "BeginProvisioning", "CreateDatabase", "CreateIdentity", "CreateBucket",
-        "CreateNamespace", "CreateDnsRecord", "VerifyDnsRecord", "SeedConfig", "ActivateTenant", "SendWelcomeEmail",
-        "PublishEvents", "CloseProvisioning",
+        "ValidateRequest",
+        "RegisterTenant",
+        "BeginProvisioning",
+        "CreateDatabase",
+        "CreateIdentity",
+        "CreateBucket",
+        "CreateNamespace",
+        "CreateDnsRecord",
+        "VerifyDnsRecord",
+        "SeedConfig",
+        "ActivateTenant",
+        "SendWelcomeEmail",
+        "PublishEvents",
+        "CloseProvisioning",
     ];
     let entered: Vec<&str> = outcome.states.iter().map(String::as_str).filter(|state| steps.contains(state)).collect();
     ensure!(entered == steps, "the steps went {entered:?}");
@@ -59,7 +70,10 @@ async fn comes_alive(world: &World, plan: &str) -> Result<()> {
     ensure!(row.get::<_, &str>(1) == if plan == "starter" { "shared" } else { "schema" });
     ensure!(row.get::<_, Option<String>>(2).is_some(), "the registry does not remember where the data was placed");
     let undone: Vec<String> = registry
-        .query("SELECT step || ' is ' || state FROM step_journal WHERE tenant_id = $1 AND state <> 'done'", &[&record.tenant.id.0])
+        .query(
+            "SELECT step || ' is ' || state FROM step_journal WHERE tenant_id = $1 AND state <> 'done'",
+            &[&record.tenant.id.0],
+        )
         .await?
         .iter()
         .map(|row| row.get(0))
@@ -231,12 +245,22 @@ async fn steps_again(world: &World) -> Result<()> {
     let tenant = world.record(&slug).await?.tenant;
     let call = json!({"slug": slug, "execution": "manual:ada"});
     for step in [
-        "begin-provisioning", "create-database", "create-identity", "create-bucket", "create-namespace",
-        "create-dns-record", "verify-dns-record", "seed-config", "activate-tenant", "publish-events",
+        "begin-provisioning",
+        "create-database",
+        "create-identity",
+        "create-bucket",
+        "create-namespace",
+        "create-dns-record",
+        "verify-dns-record",
+        "seed-config",
+        "activate-tenant",
+        "publish-events",
         "close-provisioning",
     ] {
-        let first = world.invoke(step, &call).await?.map_err(|(name, text)| anyhow::anyhow!("{step}: {name}: {text}"))?;
-        let second = world.invoke(step, &call).await?.map_err(|(name, text)| anyhow::anyhow!("{step}: {name}: {text}"))?;
+        let first =
+            world.invoke(step, &call).await?.map_err(|(name, text)| anyhow::anyhow!("{step}: {name}: {text}"))?;
+        let second =
+            world.invoke(step, &call).await?.map_err(|(name, text)| anyhow::anyhow!("{step}: {name}: {text}"))?;
         ensure!(first == second, "{step} answered {first}, then {second}");
     }
     for (kind, found) in inspect_all(world, &tenant).await? {
@@ -273,7 +297,8 @@ pub async fn inspect_all(world: &World, tenant: &Tenant) -> Result<Vec<(&'static
 }
 
 async fn journal(world: &World, slug: &str) -> Result<Vec<(String, i32)>> {
-    let sql = "SELECT step, attempts FROM step_journal JOIN tenants t ON t.id = tenant_id WHERE slug = $1 ORDER BY step";
+    let sql =
+        "SELECT step, attempts FROM step_journal JOIN tenants t ON t.id = tenant_id WHERE slug = $1 ORDER BY step";
     let rows = world.registry().await?.query(sql, &[&slug]).await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }

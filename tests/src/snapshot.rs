@@ -85,11 +85,17 @@ impl World {
     async fn records(&self) -> Result<BTreeSet<String>> {
         let client = aws_sdk_route53::Client::new(&self.env.aws);
         let zone = self.env.required("HOSTED_ZONE_ID")?;
-        let mut pages = client.list_resource_record_sets().hosted_zone_id(zone).into_paginator().send();
         let mut names = BTreeSet::new();
-        while let Some(page) = pages.next().await {
-            let page = page?;
+        let mut list = client.list_resource_record_sets().hosted_zone_id(&zone);
+        loop {
+            let page = list.send().await?;
             names.extend(page.resource_record_sets().iter().map(|set| format!("{} {}", set.name(), set.r#type())));
+            if !page.is_truncated() {
+                break;
+            }
+            list = client.list_resource_record_sets().hosted_zone_id(&zone);
+            list = list.set_start_record_name(page.next_record_name).set_start_record_type(page.next_record_type);
+            list = list.set_start_record_identifier(page.next_record_identifier);
         }
         Ok(names)
     }
@@ -112,7 +118,8 @@ impl World {
     /// The cluster, as its administrator.
     pub async fn cluster(&self) -> Result<kube::Client> {
         let kubeconfig = kube::config::Kubeconfig::read_from(self.export("KUBECONFIG")?)?;
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default()).await?;
+        let config =
+            kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default()).await?;
         Ok(kube::Client::try_from(config)?)
     }
 }

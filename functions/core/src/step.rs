@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use json_subscriber::JsonLayer;
 use lambda_runtime::{LambdaEvent, service_fn};
 use serde_json::{Value, json};
-use tracing::{Instrument, Span, field};
+use tracing::{Instrument, Metadata, Span, field};
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::time::SystemTime;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -92,7 +93,14 @@ fn init_logs() {
     json.with_level("level");
     json.with_flattened_event();
     json.with_top_level_flattened_span_list();
-    tracing_subscriber::registry().with(level).with(json).init();
+    // The runtime repeats every error that we return, without the step's fields. Its panics, which have an `error` field,
+    // stay, and so do its spans: they hold the trace's id.
+    let repeated = |event: &Metadata<'_>| {
+        let returned = event.target() == "lambda_runtime::layers::panic" && event.fields().field("error").is_none();
+        event.is_event() && returned
+    };
+    let ours = filter_fn(move |metadata| !repeated(metadata));
+    tracing_subscriber::registry().with(level).with(ours).with(json).init();
 }
 
 /// What a journaled step does to a tenant.
