@@ -1,11 +1,14 @@
 //! The tenant's place in PostgreSQL, against the real server and Secrets Manager: both isolations, made twice, removed twice,
 //! repaired, and left alone where they are another's. And the deploy's migrations.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tenantry_core::error::StepError;
 use tenantry_core::migrations::PRODUCT_TABLES;
 use tenantry_core::migrations::custom_resource::ApplyMigrations;
+use tenantry_core::postgres::{self, Credentials, Database};
 use tenantry_core::resource::database::TenantDatabase;
 use tenantry_core::resource::{Inspection, Resource};
 use tenantry_core::tenant::{Plan, Status, Tenant};
@@ -18,6 +21,7 @@ use crate::world::{Case, World, connect};
 /// Every test of this file.
 pub const CASES: &[(&str, Case)] = &[
     ("migrations_again_change_nothing", |world| Box::pin(migrations_again_change_nothing(world))),
+    ("the_servers_certificate_is_verified", |world| Box::pin(the_servers_certificate_is_verified(world))),
     ("a_failed_migration_fails_the_deploy", |world| Box::pin(a_failed_migration_fails_the_deploy(world))),
     ("a_shared_tenant_is_made_and_removed", |world| Box::pin(a_shared_tenant_is_made_and_removed(world))),
     ("a_schema_is_made_and_removed", |world| Box::pin(a_schema_is_made_and_removed(world))),
@@ -44,6 +48,36 @@ async fn migrations_again_change_nothing(world: &World) -> Result<()> {
     let servers = client.query("SELECT isolation::text FROM database_servers WHERE state = 'open'", &[]).await?;
     for isolation in ["shared", "schema"] {
         ensure!(servers.iter().any(|row| row.get::<_, &str>(0) == isolation), "no open server for {isolation}");
+    }
+    Ok(())
+}
+
+/// Functions speak TLS, to a server that the CA bundle vouches for under the name they call it by, and to no other.
+async fn the_servers_certificate_is_verified(world: &World) -> Result<()> {
+    let client = Database::registry(&world.env)?;
+    let encrypted = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    ensure!(
+        client.client().await?.query_one(encrypted, &[]).await?.get::<_, bool>(0),
+        "the connection is in the clear"
+    );
+
+    let login = client.credentials().await?;
+    let own = PathBuf::from(world.env.required("POSTGRES_CA_BUNDLE")?);
+    let mut other = rcgen::CertificateParams::new(Vec::new())?;
+    other.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let other = other.self_signed(&rcgen::KeyPair::generate()?)?.pem();
+    let stranger = std::env::temp_dir().join(format!("tenantry-ca-{}.pem", uuid::Uuid::new_v4()));
+    std::fs::write(&stranger, other)?;
+    let by_another_name = Credentials { host: "localhost".into(), ..client.credentials().await? };
+    let refused =
+        [postgres::connect(&login, Some(&stranger)).await, postgres::connect(&by_another_name, Some(&own)).await];
+    std::fs::remove_file(&stranger)?;
+    for outcome in refused {
+        match outcome {
+            Err(StepError::Misconfigured(text)) if text.contains("does not vouch for the server") => {}
+            Err(error) => bail!("refused, but as {}: {error}", error.name()),
+            Ok(_) => bail!("a server that the bundle does not vouch for was trusted"),
+        }
     }
     Ok(())
 }

@@ -37,8 +37,11 @@ use tokio::time::timeout;
 
 use world::{Case, World};
 
+/// A case that needs no stack.
+type Check = fn() -> Result<()>;
+
 /// Cases that need no stack: they read the repository.
-const WITHOUT_STACK: &[(&str, &[(&str, fn() -> Result<()>)])] = &[/*TMP ("contract", contract::CASES) */];
+const WITHOUT_STACK: &[(&str, &[(&str, Check)])] = &[/*TMP ("contract", contract::CASES) */];
 /// Cases that share the stack with others.
 const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("registry", registry::CASES),
@@ -107,7 +110,7 @@ fn trials(harness: &Arc<Harness>) -> Vec<Trial> {
 impl Harness {
     fn run(&self, case: Case, alone: bool) -> Result<()> {
         self.runtime.block_on(async {
-            let (_, world) = self.stack.get_or_try_init(boot).await?;
+            let (_, world) = Box::pin(self.stack.get_or_try_init(boot)).await?;
             let _alone = if alone { Some(self.quiet.write().await) } else { None };
             let _together = if alone { None } else { Some(self.quiet.read().await) };
             timeout(CASE_PATIENCE, case(world)).await.context("the case hangs")?
@@ -117,7 +120,7 @@ impl Harness {
 
 /// Boots and deploys a stack of this run's own.
 async fn boot() -> Result<(Stack, World)> {
-    let stack = Stack::boot(Options::for_tests()?).await?;
+    let stack = Box::pin(Stack::boot(Options::for_tests()?)).await?;
     let env = Environment::new(stack.aws_config(), stack.function_variables());
     let world = World { env, exports: stack.exports(), outputs: stack.outputs().clone() };
     Ok((stack, world))

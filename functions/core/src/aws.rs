@@ -84,20 +84,20 @@ const DENIED_CODES: &[&str] = &[
 /// Calls that never got an answer are transient (they may have taken effect: every `ensure` and `remove` can be run
 /// again). A code that is not known to be transient is not retried, unless the answer's status says that the fault is AWS's
 /// (5xx) or that we asked too often (429).
-pub fn classify<E>(doing: &str, error: SdkError<E>) -> StepError
+pub fn classify<E>(doing: &str, error: &SdkError<E>) -> StepError
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
     let message = error.as_service_error().and_then(ProvideErrorMetadata::message).unwrap_or("no message").to_owned();
-    classified(doing, &error, &format!(": {message}"))
+    classified(doing, error, &format!(": {message}"))
 }
 
 /// As [`classify`], without what the service says: for services whose messages repeat personal data.
-pub fn classify_without_message<E>(doing: &str, error: SdkError<E>) -> StepError
+pub fn classify_without_message<E>(doing: &str, error: &SdkError<E>) -> StepError
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
-    classified(doing, &error, "")
+    classified(doing, error, "")
 }
 
 fn classified<E>(doing: &str, error: &SdkError<E>, message: &str) -> StepError
@@ -146,7 +146,7 @@ mod tests {
         metadata = if let Some(code) = code { metadata.code(code) } else { metadata };
         let status = status.try_into().expect("a status");
         let error = HeadBucketError::generic(metadata.build());
-        classify("asking", SdkError::service_error(error, HttpResponse::new(status, SdkBody::empty())))
+        classify("asking", &SdkError::service_error(error, HttpResponse::new(status, SdkBody::empty())))
     }
 
     #[test]
@@ -162,7 +162,7 @@ mod tests {
             ErrorMetadata::builder().code("MessageRejected").message("not verified: ada@acme.example").build();
         let answer = HttpResponse::new(400.try_into().expect("a status"), SdkBody::empty());
         let error = SdkError::service_error(HeadBucketError::generic(metadata), answer);
-        assert_eq!(classify_without_message("mailing", error).to_string(), "mailing: MessageRejected");
+        assert_eq!(classify_without_message("mailing", &error).to_string(), "mailing: MessageRejected");
     }
 
     #[test]

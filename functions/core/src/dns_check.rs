@@ -78,7 +78,7 @@ impl DnsCheck {
                 Ok(output) => output.change_info.map(|info| info.status),
                 // Route 53 forgets changes; what the servers say counts.
                 Err(error) if code(&error) == Some("NoSuchChange") => None,
-                Err(error) => return Err(classify(&format!("asking for change {change}"), error)),
+                Err(error) => return Err(classify(&format!("asking for change {change}"), &error)),
             };
             if let Some(state) = state.filter(|state| *state != ChangeStatus::Insync) {
                 return Ok(Some(format!("Route 53's change {change} is {state}")));
@@ -117,7 +117,7 @@ impl DnsCheck {
     async fn zones_own(&self) -> Result<Vec<String>, StepError> {
         let doing = format!("reading the name servers of zone {}", self.zone);
         let zone = self.route53.get_hosted_zone().id(&self.zone).send().await;
-        let zone = zone.map_err(|error| classify(&doing, error))?;
+        let zone = zone.map_err(|error| classify(&doing, &error))?;
         let servers = zone.delegation_set.map(|set| set.name_servers).unwrap_or_default();
         if servers.is_empty() {
             // A private zone has none that could be asked from outside its VPC.

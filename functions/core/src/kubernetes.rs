@@ -88,7 +88,7 @@ async fn eks_kubeconfig(env: &Environment, name: &str) -> Result<Kubeconfig, Ste
         .name(name)
         .send()
         .await
-        .map_err(|error| crate::aws::classify(&format!("asking for EKS cluster {name}"), error))?;
+        .map_err(|error| crate::aws::classify(&format!("asking for EKS cluster {name}"), &error))?;
     let cluster = answer.cluster();
     let endpoint = cluster.and_then(aws_sdk_eks::types::Cluster::endpoint);
     let authority = cluster.and_then(|cluster| cluster.certificate_authority()?.data());
@@ -159,7 +159,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use kube::core::Status;
-    use kube::core::response::{StatusCause, StatusDetails};
+    use kube::core::response::StatusDetails;
 
     use super::*;
 
@@ -179,8 +179,8 @@ mod tests {
             let error = kube::Error::Api(Status::failure("no", "Reason").with_code(code).boxed());
             assert_eq!(classify("doing", &error).name(), name, "{code}");
         }
-        let cause = StatusCause { reason: "NamespaceTerminating".into(), message: String::new(), field: String::new() };
-        let details = StatusDetails { causes: vec![cause], ..StatusDetails::default() };
+        let details = serde_json::json!({"causes": [{"reason": "NamespaceTerminating"}]});
+        let details: StatusDetails = serde_json::from_value(details).expect("details");
         let error = kube::Error::Api(Status::failure("no", "Forbidden").with_code(403).with_details(details).boxed());
         assert!(classify("doing", &error).is_transient());
     }

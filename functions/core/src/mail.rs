@@ -55,7 +55,7 @@ impl Mail {
             .await;
         let doing = format!("mailing the owner of tenant {} as {}", tenant.id, self.sender);
         // SES's messages repeat the addresses they are about.
-        let sent = sent.map_err(|error| classify_without_message(&doing, error))?;
+        let sent = sent.map_err(|error| classify_without_message(&doing, &error))?;
         Ok(json!({ "sent": true, "message_id": sent.message_id }))
     }
 }

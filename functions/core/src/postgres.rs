@@ -98,7 +98,7 @@ impl Database {
             .secret_id(&self.secret_id)
             .send()
             .await
-            .map_err(|error| crate::aws::classify(&doing, error))?;
+            .map_err(|error| crate::aws::classify(&doing, &error))?;
         serde_json::from_str(secret.secret_string().unwrap_or_default())
             .map_err(|error| StepError::Misconfigured(format!("{doing}: not a database secret: {error}")))
     }
@@ -203,6 +203,9 @@ impl From<tokio_postgres::Error> for StepError {
             // Connection refused, reset, closed, timed out: the statement may have taken effect, and all of ours can be
             // run again. A value that could not be converted is a mistake of ours.
             let text = chain(&error);
+            if is_distrust(&error) {
+                return StepError::Misconfigured(format!("{text}: the CA bundle does not vouch for the server"));
+            }
             return if error.is_closed() || is_io(&error) {
                 StepError::Transient(text)
             } else {
@@ -220,6 +223,13 @@ impl From<tokio_postgres::Error> for StepError {
             _ => StepError::Unexpected(text),
         }
     }
+}
+
+/// Whether the server's certificate did not verify, which waiting does not change.
+fn is_distrust(error: &tokio_postgres::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    let cause = cause.and_then(std::io::Error::get_ref).and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    matches!(cause, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 fn is_io(error: &tokio_postgres::Error) -> bool {

@@ -64,7 +64,7 @@ async fn handle(name: &'static str, step: &Result<Box<dyn Step>, StepError>, inp
     match &result {
         Ok(_) => tracing::info!(millis, "step succeeded"),
         Err(error) if error.is_transient() => {
-            tracing::warn!(millis, error = error.name(), %error, "step will be retried")
+            tracing::warn!(millis, error = error.name(), %error, "step will be retried");
         }
         Err(error) => tracing::error!(millis, error = error.name(), %error, "step failed"),
     }

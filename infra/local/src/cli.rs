@@ -98,10 +98,10 @@ fn act(command: Command, json: bool) -> Result<ExitCode> {
             Command::Down => down(&root, json)?,
             Command::Status => status(&root, json).await?,
             Command::Env { functions } => env(&root, functions, json)?,
-            Command::Demo => return demo(&root, json).await,
+            Command::Demo => return Box::pin(demo(&root, json)).await,
             Command::Provision { file } => return provision(&root, &file, json).await,
             Command::Logs { execution } => logs(&root, &execution, json).await?,
-            Command::Supervise => supervisor::supervise(&root, json).await?,
+            Command::Supervise => Box::pin(supervisor::supervise(&root, json)).await?,
             Command::Guard { .. } => bail!("guard needs no runtime"),
         }
         Ok(ExitCode::SUCCESS)
@@ -269,7 +269,7 @@ async fn show(stack: &Stack, root: &Path, progress: &Progress) -> Result<usize> 
         let input: Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
         let slug = input["slug"].as_str().with_context(|| format!("{sign_up} has no slug"))?;
         progress.say(&format!("\nWhat the real systems show of {slug}"));
-        for (system, seen) in witness.of_tenant(slug).await? {
+        for (system, seen) in Box::pin(witness.of_tenant(slug)).await? {
             progress.say(&format!("  {system:<14} {seen}"));
             progress.tell(&json!({ "tenant": slug, "system": system, "seen": seen }));
         }

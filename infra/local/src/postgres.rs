@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::unistd::{User, getuid};
 use rand::distr::{Alphanumeric, SampleString};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tenantry_core::postgres::quote_identifier;
 use tokio::time::sleep;
 use tokio_postgres::NoTls;
@@ -22,6 +23,8 @@ const PROVISIONER: &str = "tenantry_provisioner";
 /// The one database.
 const DATABASE: &str = "tenantry";
 const PATIENCE: Duration = Duration::from_secs(30);
+const CERTIFICATE: &str = "server.crt";
+const KEY: &str = "server.key";
 
 /// A running server.
 pub struct Postgres {
@@ -32,6 +35,8 @@ pub struct Postgres {
     pub provisioner_password: String,
     /// What the product's own role will have.
     pub application_password: String,
+    /// What its certificate is verified against.
+    pub ca_bundle: PathBuf,
     outside: Option<PathBuf>,
 }
 
@@ -45,12 +50,16 @@ impl Postgres {
         let (home, outside) = home(directory, user.as_ref())?;
         let administrator_password = password();
         initialize(tools, &home, user.as_ref(), &administrator_password)?;
+        let ca_bundle = certify(&home, directory, user.as_ref())?;
         let port = free_port()?;
         let settings = [
             "listen_addresses=127.0.0.1".to_owned(),
             format!("port={port}"),
             "unix_socket_directories=".to_owned(),
             "max_connections=300".to_owned(),
+            "ssl=on".to_owned(),
+            format!("ssl_cert_file={}", home.join(CERTIFICATE).display()),
+            format!("ssl_key_file={}", home.join(KEY).display()),
             // What is here lives as long as the stack: nothing has to survive a crash of the machine.
             "fsync=off".to_owned(),
             "synchronous_commit=off".to_owned(),
@@ -74,6 +83,7 @@ impl Postgres {
             administrator_password,
             provisioner_password: password(),
             application_password: password(),
+            ca_bundle,
             outside,
         };
         server.prepare().await?;
@@ -183,6 +193,28 @@ fn home(directory: &Path, user: Option<&User>) -> Result<(PathBuf, Option<PathBu
     std::fs::create_dir_all(&home)?;
     chown(&home, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
     Ok((home, outside))
+}
+
+/// Gives the server a certificate from an authority of the stack's own, as RDS has one from Amazon's. Returns the file with
+/// the authority's certificate.
+fn certify(home: &Path, directory: &Path, user: Option<&User>) -> Result<PathBuf> {
+    let mut authority = CertificateParams::new(Vec::new())?;
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority_key = KeyPair::generate()?;
+    let ca_bundle = directory.join("postgres-ca.pem");
+    std::fs::write(&ca_bundle, authority.self_signed(&authority_key)?.pem())?;
+    let key = KeyPair::generate()?;
+    let server = CertificateParams::new(vec!["127.0.0.1".to_owned()])?;
+    let certificate = server.signed_by(&key, &Issuer::new(authority, authority_key))?;
+    for (name, pem) in [(CERTIFICATE, certificate.pem()), (KEY, key.serialize_pem())] {
+        let file = home.join(name);
+        std::fs::write(&file, pem)?;
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600))?;
+        if let Some(user) = user {
+            chown(&file, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+        }
+    }
+    Ok(ca_bundle)
 }
 
 fn initialize(tools: &Tools, home: &Path, user: Option<&User>, password: &str) -> Result<()> {

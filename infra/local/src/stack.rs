@@ -118,6 +118,7 @@ impl Stack {
 
     async fn apply(&mut self, packaged: &Packaged) -> Result<()> {
         let kubeconfig = self.systems.cluster.functions.display().to_string();
+        let ca_bundle = self.systems.postgres.ca_bundle.display().to_string();
         let (dns, deployment) = (self.systems.dns.address(), Uuid::new_v4().to_string());
         let parameters = [
             ("Stage", "local"),
@@ -126,6 +127,7 @@ impl Stack {
             ("DnsServers", &dns),
             ("RegistrySecret", REGISTRY_SECRET),
             ("AppDatabaseSecret", APP_DATABASE_SECRET),
+            ("PostgresCaBundle", &ca_bundle),
             ("Kubeconfig", &kubeconfig),
             ("SenderAddress", SENDER),
             (deploy::CONCURRENCY, FUNCTION_CONCURRENCY),

@@ -37,7 +37,7 @@ pub struct DnsRecord {
 enum Look {
     Absent,
     Foreign(String),
-    Ours { host: Vec<ResourceRecordSet>, ownership: ResourceRecordSet },
+    Ours { host: Vec<ResourceRecordSet>, ownership: Box<ResourceRecordSet> },
 }
 
 impl Zone {
@@ -70,7 +70,7 @@ impl Zone {
     /// The record sets of exactly this name, of every type.
     async fn records(&self, name: &str) -> Result<Vec<ResourceRecordSet>, StepError> {
         let listed = self.route53.list_resource_record_sets().hosted_zone_id(&self.id).start_record_name(name);
-        let listed = listed.send().await.map_err(|error| classify(&format!("looking for {name}"), error))?;
+        let listed = listed.send().await.map_err(|error| classify(&format!("looking for {name}"), &error))?;
         // Sorted by name: what has the name comes first. More types than fit a page (100) do not exist.
         Ok(listed.resource_record_sets.into_iter().take_while(|set| same_name(&set.name, name)).collect())
     }
@@ -95,7 +95,7 @@ impl DnsRecord {
             Ok([set]) if values(&set) != [quoted(&tenant.ownership_text())] => {
                 Look::Foreign(format!("{owner} is {} {}", set.r#type(), values(&set).join(" ")))
             }
-            Ok([ownership]) => Look::Ours { host, ownership },
+            Ok([ownership]) => Look::Ours { host, ownership: Box::new(ownership) },
         })
     }
 
@@ -116,10 +116,10 @@ impl DnsRecord {
         match change.send().await {
             Ok(made) => Ok(made.change_info().map(|info| info.id().trim_start_matches("/change/").to_owned())),
             Err(error) if code(&error) == Some(UNFIT) => {
-                tracing::warn!(doing, error = %classify(doing, error), "the zone refused the batch");
+                tracing::warn!(doing, error = %classify(doing, &error), "the zone refused the batch");
                 Ok(None)
             }
-            Err(error) => Err(classify(doing, error)),
+            Err(error) => Err(classify(doing, &error)),
         }
     }
 }
@@ -159,7 +159,7 @@ impl Resource for DnsRecord {
     async fn remove(&self, tenant: &Tenant) -> Result<(), StepError> {
         let Look::Ours { host, ownership } = self.look(tenant).await? else { return Ok(()) };
         // DELETE needs the values as they are, so this is also the check that nobody has changed them meanwhile.
-        let sets = host.into_iter().chain([ownership]);
+        let sets = host.into_iter().chain([*ownership]);
         let changes = sets.map(|set| change(ChangeAction::Delete, set)).collect::<Result<_, _>>()?;
         let doing = format!("removing {}", tenant.host(&self.zone.base_domain));
         let removed = self.change(&doing, changes).await?;

@@ -55,7 +55,7 @@ impl TenantConfig {
             .send();
         let mut held = Held::new();
         while let Some(item) = pages.next().await {
-            let item = item.map_err(|error| classify(&doing, error))?;
+            let item = item.map_err(|error| classify(&doing, &error))?;
             let Some(Ok(name)) = item.get("item").map(AttributeValue::as_s) else { continue };
             let names = item.get("values").and_then(|values| values.as_m().ok()).into_iter().flat_map(HashMap::keys);
             held.insert(name.clone(), names.cloned().collect());
@@ -74,35 +74,32 @@ impl TenantConfig {
         let doing = format!("seeding {item} of tenant {}", tenant.id);
         let key = [("tenant", tenant.config_key()), ("item", item.to_owned())];
         let key = key.map(|(name, value)| (name.to_owned(), AttributeValue::S(value)));
-        let written = if exists {
-            let mut update = self.dynamodb.update_item().table_name(&self.table).set_key(Some(key.into()));
-            let mut sets = Vec::new();
-            for (index, (name, value)) in missing.iter().enumerate() {
-                sets.push(format!("#values.#n{index} = if_not_exists(#values.#n{index}, :v{index})"));
-                update = update
-                    .expression_attribute_names(format!("#n{index}"), *name)
-                    .expression_attribute_values(format!(":v{index}"), attribute(value)?);
-            }
-            // Not where the item was removed meanwhile: an update would make half of one.
-            let update = update.condition_expression("attribute_exists(#values)");
-            let update = update.expression_attribute_names("#values", "values");
-            update
-                .update_expression(format!("SET {}", sets.join(", ")))
-                .send()
-                .await
-                .map(drop)
-                .map_err(|error| (code(&error) == Some("ConditionalCheckFailedException"), classify(&doing, error)))
-        } else {
-            let values = missing.iter().map(|(name, value)| Ok(((*name).to_owned(), attribute(value)?)));
-            let values = values.collect::<Result<_, StepError>>()?;
-            let put = self.dynamodb.put_item().table_name(&self.table).set_item(Some(key.into()));
-            let put =
-                put.item("values", AttributeValue::M(values)).condition_expression("attribute_not_exists(tenant)");
-            put.send()
-                .await
-                .map(drop)
-                .map_err(|error| (code(&error) == Some("ConditionalCheckFailedException"), classify(&doing, error)))
-        };
+        let written =
+            if exists {
+                let mut update = self.dynamodb.update_item().table_name(&self.table).set_key(Some(key.into()));
+                let mut sets = Vec::new();
+                for (index, (name, value)) in missing.iter().enumerate() {
+                    sets.push(format!("#values.#n{index} = if_not_exists(#values.#n{index}, :v{index})"));
+                    update = update
+                        .expression_attribute_names(format!("#n{index}"), *name)
+                        .expression_attribute_values(format!(":v{index}"), attribute(value)?);
+                }
+                // Not where the item was removed meanwhile: an update would make half of one.
+                let update = update.condition_expression("attribute_exists(#values)");
+                let update = update.expression_attribute_names("#values", "values");
+                update.update_expression(format!("SET {}", sets.join(", "))).send().await.map(drop).map_err(|error| {
+                    (code(&error) == Some("ConditionalCheckFailedException"), classify(&doing, &error))
+                })
+            } else {
+                let values = missing.iter().map(|(name, value)| Ok(((*name).to_owned(), attribute(value)?)));
+                let values = values.collect::<Result<_, StepError>>()?;
+                let put = self.dynamodb.put_item().table_name(&self.table).set_item(Some(key.into()));
+                let put =
+                    put.item("values", AttributeValue::M(values)).condition_expression("attribute_not_exists(tenant)");
+                put.send().await.map(drop).map_err(|error| {
+                    (code(&error) == Some("ConditionalCheckFailedException"), classify(&doing, &error))
+                })
+            };
         written.map_err(|(raced, error)| match raced {
             true => StepError::Transient(format!("{doing}: it was written by another meanwhile")),
             false => error,
@@ -123,7 +120,7 @@ impl TenantConfig {
                 requests.push(WriteRequest::builder().delete_request(delete).build());
             }
             let write = self.dynamodb.batch_write_item().request_items(&self.table, requests).send().await;
-            let left = write.map_err(|error| classify(doing, error))?.unprocessed_items.unwrap_or_default();
+            let left = write.map_err(|error| classify(doing, &error))?.unprocessed_items.unwrap_or_default();
             let left: usize = left.values().map(Vec::len).sum();
             if left > 0 {
                 return Err(StepError::Transient(format!("{doing}: DynamoDB put off {left} items")));

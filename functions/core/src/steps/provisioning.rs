@@ -85,7 +85,7 @@ impl BeginProvisioning {
         let described = match self.executions.describe_execution().execution_arn(execution).send().await {
             Ok(described) => described,
             Err(error) if crate::aws::code(&error) == Some("ExecutionDoesNotExist") => return Ok(Some(Duration::MAX)),
-            Err(error) => return Err(crate::aws::classify(&format!("asking for execution {execution}"), error)),
+            Err(error) => return Err(crate::aws::classify(&format!("asking for execution {execution}"), &error)),
         };
         if matches!(described.status(), ExecutionStatus::Running | ExecutionStatus::PendingRedrive) {
             return Ok(None);

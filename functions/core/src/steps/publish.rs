@@ -62,7 +62,7 @@ impl PublishEvents {
             .set_entries(Some(entries.collect()))
             .send()
             .await
-            .map_err(|error| crate::aws::classify(&doing, error))?;
+            .map_err(|error| crate::aws::classify(&doing, &error))?;
         // One result an entry, in order; an entry that the bus refused carries an error code instead of an id.
         let mut accepted = Vec::with_capacity(waiting.len());
         for (event, result) in waiting.iter().zip(answer.entries()) {

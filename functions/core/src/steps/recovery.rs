@@ -52,7 +52,7 @@ impl RecoverExecution {
         match started {
             Ok(_) => Ok(()),
             Err(error) if crate::aws::code(&error) == Some("ExecutionAlreadyExists") => Ok(()),
-            Err(error) => Err(crate::aws::classify(&format!("starting execution {name} for tenant {tenant}"), error)),
+            Err(error) => Err(crate::aws::classify(&format!("starting execution {name} for tenant {tenant}"), &error)),
         }
     }
 }

@@ -54,7 +54,7 @@ async fn versions(s3: &Client, bucket: &str) -> Result<Vec<Version>, StepError> 
         .encoding_type(EncodingType::Url)
         .send()
         .await
-        .map_err(|error| classify(&format!("listing the versions in bucket {bucket}"), error))?;
+        .map_err(|error| classify(&format!("listing the versions in bucket {bucket}"), &error))?;
     let encoding = page.encoding_type();
     let objects = page.versions().iter().map(|version| (version.key(), version.version_id()));
     let markers = page.delete_markers().iter().map(|marker| (marker.key(), marker.version_id()));
@@ -72,7 +72,7 @@ async fn uploads(s3: &Client, bucket: &str) -> Result<Vec<(String, String)>, Ste
         .encoding_type(EncodingType::Url)
         .send()
         .await
-        .map_err(|error| classify(&format!("listing the uploads to bucket {bucket}"), error))?;
+        .map_err(|error| classify(&format!("listing the uploads to bucket {bucket}"), &error))?;
     let (uploads, encoding) = (page.uploads().iter(), page.encoding_type());
     Ok(uploads.filter_map(|upload| Some((decoded(upload.key()?, encoding), upload.upload_id()?.to_owned()))).collect())
 }
@@ -89,14 +89,16 @@ async fn delete(s3: &Client, bucket: &str, versions: Vec<Version>) -> Result<(),
         let objects = chunk
             .iter()
             .map(|version| ObjectIdentifier::builder().key(&version.key).set_version_id(version.id.clone()).build());
-        let objects = objects.collect::<Result<Vec<_>, _>>().map_err(unbuildable)?;
-        chunks.push(Delete::builder().set_objects(Some(objects)).quiet(true).build().map_err(unbuildable)?);
+        let objects = objects.collect::<Result<Vec<_>, _>>().map_err(|error| unbuildable(&error))?;
+        chunks.push(
+            Delete::builder().set_objects(Some(objects)).quiet(true).build().map_err(|error| unbuildable(&error))?,
+        );
     }
     let doing = format!("deleting from bucket {bucket}");
     let many = stream::iter(chunks.into_iter().map(|chunk| s3.delete_objects().bucket(bucket).delete(chunk).send()));
     let mut many = many.buffer_unordered(CONCURRENCY);
     while let Some(answer) = many.next().await {
-        let answer = answer.map_err(|error| classify(&doing, error))?;
+        let answer = answer.map_err(|error| classify(&doing, &error))?;
         // The keys are the tenant's own words: they stay out of our errors.
         if let Some(failed) = answer.errors().first() {
             let code = failed.code().unwrap_or("no error code").to_owned();
@@ -111,7 +113,7 @@ async fn delete(s3: &Client, bucket: &str, versions: Vec<Version>) -> Result<(),
     }
     for version in odd {
         let one = s3.delete_object().bucket(bucket).key(version.key).set_version_id(version.id);
-        one.send().await.map_err(|error| classify(&doing, error))?;
+        one.send().await.map_err(|error| classify(&doing, &error))?;
     }
     Ok(())
 }
@@ -124,7 +126,7 @@ async fn abort(s3: &Client, bucket: &str, uploads: Vec<(String, String)>) -> Res
         match answer {
             Err(error) if crate::aws::code(&error) == Some("NoSuchUpload") => {}
             answer => {
-                answer.map_err(|error| classify(&format!("aborting an upload to bucket {bucket}"), error))?;
+                answer.map_err(|error| classify(&format!("aborting an upload to bucket {bucket}"), &error))?;
             }
         }
     }
@@ -137,7 +139,7 @@ fn fits_xml(key: &str) -> bool {
     key.chars().all(|c| !c.is_control() && c != '\u{fffe}' && c != '\u{ffff}')
 }
 
-fn unbuildable(error: aws_sdk_s3::error::BuildError) -> StepError {
+fn unbuildable(error: &aws_sdk_s3::error::BuildError) -> StepError {
     StepError::Unexpected(format!("S3 listed an object without a key: {error}"))
 }
 

@@ -96,7 +96,7 @@ impl Bucket {
             Ok(tags) => tags.tag_set,
             Err(error) if code(&error) == Some("NoSuchBucket") => return Ok(Look::Absent),
             Err(error) if code(&error) == Some("NoSuchTagSet") => Vec::new(),
-            Err(error) => return Err(classify(&format!("reading the tags of bucket {name}"), error)),
+            Err(error) => return Err(classify(&format!("reading the tags of bucket {name}"), &error)),
         };
         Ok(match tags.iter().find(|tag| tag.key == OWNER_TAG) {
             None => Look::Foreign(format!("it has no tag {OWNER_TAG}")),
@@ -164,7 +164,7 @@ impl Bucket {
             Err(error) if code(&error) == Some("BucketAlreadyExists") => {
                 Err(foreign(name, "it belongs to another AWS account".to_owned()))
             }
-            Err(error) => Err(classify(&format!("creating bucket {name}"), error)),
+            Err(error) => Err(classify(&format!("creating bucket {name}"), &error)),
         }
     }
 
@@ -176,14 +176,14 @@ impl Bucket {
             Setting::PublicAccess => {
                 let put = s3.put_public_access_block().bucket(name);
                 let put = put.set_public_access_block_configuration(wanted.public_access.clone());
-                put.send().await.map(drop).map_err(|error| settle(&doing, error))
+                put.send().await.map(drop).map_err(|error| settle(&doing, &error))
             }
             Setting::Ownership => {
                 let rule = OwnershipControlsRule::builder().set_object_ownership(wanted.ownership.clone()).build();
                 let rule = rule.map_err(|error| unbuildable(&error))?;
                 let controls = OwnershipControls::builder().rules(rule).build().map_err(|error| unbuildable(&error))?;
                 let put = s3.put_bucket_ownership_controls().bucket(name).ownership_controls(controls);
-                put.send().await.map(drop).map_err(|error| settle(&doing, error))
+                put.send().await.map(drop).map_err(|error| settle(&doing, &error))
             }
             Setting::Encryption => {
                 let default = ServerSideEncryptionByDefault::builder().set_sse_algorithm(wanted.encryption.clone());
@@ -192,22 +192,22 @@ impl Bucket {
                 let configuration = ServerSideEncryptionConfiguration::builder().rules(rule).build();
                 let configuration = configuration.map_err(|error| unbuildable(&error))?;
                 let put = s3.put_bucket_encryption().bucket(name).server_side_encryption_configuration(configuration);
-                put.send().await.map(drop).map_err(|error| settle(&doing, error))
+                put.send().await.map(drop).map_err(|error| settle(&doing, &error))
             }
             Setting::Versioning => {
                 let versioning = VersioningConfiguration::builder().set_status(wanted.versioning.clone()).build();
                 let put = s3.put_bucket_versioning().bucket(name).versioning_configuration(versioning);
-                put.send().await.map(drop).map_err(|error| settle(&doing, error))
+                put.send().await.map(drop).map_err(|error| settle(&doing, &error))
             }
             Setting::Lifecycle => {
                 let rules = BucketLifecycleConfiguration::builder().set_rules(Some(wanted.lifecycle.clone())).build();
                 let rules = rules.map_err(|error| unbuildable(&error))?;
                 let put = s3.put_bucket_lifecycle_configuration().bucket(name).lifecycle_configuration(rules);
-                put.send().await.map(drop).map_err(|error| settle(&doing, error))
+                put.send().await.map(drop).map_err(|error| settle(&doing, &error))
             }
             Setting::Policy => {
                 let put = s3.put_bucket_policy().bucket(name).policy(wanted.policy.to_string());
-                put.send().await.map(drop).map_err(|error| settle(&doing, error))
+                put.send().await.map(drop).map_err(|error| settle(&doing, &error))
             }
         }
     }
@@ -254,14 +254,14 @@ impl Resource for Bucket {
             Err(error) if code(&error) == Some("BucketNotEmpty") => {
                 return Err(StepError::Transient(format!("{doing}: something was written to it meanwhile")));
             }
-            Err(error) => return Err(classify(doing, error)),
+            Err(error) => return Err(classify(doing, &error)),
         }
         until_done(doing, || async move {
             match self.s3.head_bucket().bucket(name).send().await {
                 Ok(_) => Ok(Some("it is still there".to_owned())),
                 // An answer to HEAD has no body, so no code but what the SDK makes of the status.
                 Err(error) if error.as_service_error().is_some_and(|error| error.is_not_found()) => Ok(None),
-                Err(error) => Err(classify(doing, error)),
+                Err(error) => Err(classify(doing, &error)),
             }
         })
         .await
@@ -333,16 +333,16 @@ where
     match result {
         Ok(output) => Ok(Some(output)),
         Err(error) if code(&error) == Some(unset) => Ok(None),
-        Err(error) => Err(settle(&format!("reading the settings of bucket {bucket}"), error)),
+        Err(error) => Err(settle(&format!("reading the settings of bucket {bucket}"), &error)),
     }
 }
 
 /// A bucket's existence spreads slower than the answer that it was created.
-fn settle<E>(doing: &str, error: SdkError<E>) -> StepError
+fn settle<E>(doing: &str, error: &SdkError<E>) -> StepError
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
-    match code(&error) {
+    match code(error) {
         Some("NoSuchBucket") => StepError::Transient(format!("{doing}: it is not seen yet, or was just deleted")),
         _ => classify(doing, error),
     }

@@ -42,7 +42,7 @@ impl LoginSecret {
         let mut found = self.find(tenant).await?;
         if let Found::Deleting = found {
             let doing = format!("restoring secret {name}");
-            self.client.restore_secret().secret_id(&name).send().await.map_err(|error| classify(&doing, error))?;
+            self.client.restore_secret().secret_id(&name).send().await.map_err(|error| classify(&doing, &error))?;
             found = self.find(tenant).await?;
         }
         match found {
@@ -58,7 +58,7 @@ impl LoginSecret {
                 let login = login(tenant, server, password);
                 let doing = format!("updating secret {name}");
                 let put = self.client.put_secret_value().secret_id(&name).secret_string(text(&login));
-                put.send().await.map_err(|error| classify(&doing, error))?;
+                put.send().await.map_err(|error| classify(&doing, &error))?;
                 Ok(login)
             }
             Found::Deleting => Err(StepError::Transient(format!("secret {name} is being deleted still"))),
@@ -83,7 +83,7 @@ impl LoginSecret {
             Err(error) if code(&error) == Some("ResourceExistsException") => {
                 Err(StepError::Transient(format!("secret {name} appeared while it was being created")))
             }
-            Err(error) => Err(classify(&format!("creating secret {name}"), error)),
+            Err(error) => Err(classify(&format!("creating secret {name}"), &error)),
         }
     }
 
@@ -97,7 +97,7 @@ impl LoginSecret {
         match delete.send().await {
             Ok(_) => {}
             Err(error) if code(&error) == Some("ResourceNotFoundException") => return Ok(()),
-            Err(error) => return Err(classify(&format!("deleting secret {name}"), error)),
+            Err(error) => return Err(classify(&format!("deleting secret {name}"), &error)),
         }
         // "Without recovery" is asynchronous.
         let since = Instant::now();
@@ -116,7 +116,7 @@ impl LoginSecret {
         let described = match self.client.describe_secret().secret_id(&name).send().await {
             Ok(described) => described,
             Err(error) if code(&error) == Some("ResourceNotFoundException") => return Ok(Found::Absent),
-            Err(error) => return Err(classify(&format!("looking at secret {name}"), error)),
+            Err(error) => return Err(classify(&format!("looking at secret {name}"), &error)),
         };
         let owner = described.tags().iter().find(|tag| tag.key() == Some(OWNER_TAG)).and_then(Tag::value);
         if owner != Some(tenant.id.to_string().as_str()) {
@@ -131,7 +131,7 @@ impl LoginSecret {
         match self.client.get_secret_value().secret_id(&name).send().await {
             Ok(value) => Ok(Found::Ours(serde_json::from_str(value.secret_string().unwrap_or_default()).ok())),
             Err(error) if code(&error) == Some("ResourceNotFoundException") => Ok(Found::Ours(None)),
-            Err(error) => Err(classify(&format!("reading secret {name}"), error)),
+            Err(error) => Err(classify(&format!("reading secret {name}"), &error)),
         }
     }
 }

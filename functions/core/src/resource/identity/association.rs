@@ -64,13 +64,13 @@ impl Association {
                 let text = format!("EKS_CLUSTER: EKS knows no cluster {}, and KUBECONFIG names none", self.cluster);
                 return Err(StepError::Misconfigured(text));
             }
-            listed => listed.map_err(|error| classify(&doing, error))?,
+            listed => listed.map_err(|error| classify(&doing, &error))?,
         };
         let Some(id) = listed else { return Ok(Look::Absent) };
         let describe = self.eks.describe_pod_identity_association().cluster_name(&self.cluster).association_id(&id);
         let found = match describe.send().await {
             Err(error) if code(&error) == Some("ResourceNotFoundException") => return Ok(Look::Absent),
-            found => found.map_err(|error| classify(&doing, error))?.association,
+            found => found.map_err(|error| classify(&doing, &error))?.association,
         };
         Ok(found.map_or(Look::Absent, |found| judge(tenant, id, found)))
     }
@@ -85,14 +85,14 @@ impl Association {
             Look::Ours(found) => {
                 let update = self.eks.update_pod_identity_association().cluster_name(&self.cluster);
                 let update = update.association_id(&found.id).role_arn(arn).disable_session_tags(false);
-                update.send().await.map_err(|error| settle(&doing, error))?;
+                update.send().await.map_err(|error| settle(&doing, &error))?;
                 Ok(Some(found.id))
             }
             Look::Absent => {
                 let create = self.eks.create_pod_identity_association().cluster_name(&self.cluster);
                 let create = create.namespace(tenant.namespace()).service_account(tenant.service_account());
                 let create = create.role_arn(arn).tags(OWNER_TAG, tenant.id.to_string());
-                let created = create.send().await.map_err(|error| settle(&doing, error))?;
+                let created = create.send().await.map_err(|error| settle(&doing, &error))?;
                 Ok(created.association.and_then(|association| association.association_id))
             }
         }
@@ -107,10 +107,10 @@ impl Association {
         let delete = self.eks.delete_pod_identity_association().cluster_name(&self.cluster).association_id(found.id);
         match delete.send().await {
             Err(error) if code(&error) == Some("ResourceNotFoundException") => {}
-            deleted => drop(deleted.map_err(|error| classify(doing, error))?),
+            deleted => drop(deleted.map_err(|error| classify(doing, &error))?),
         }
         until_done(doing, || async move {
-            let listed = self.list(tenant).await.map_err(|error| classify(doing, error))?;
+            let listed = self.list(tenant).await.map_err(|error| classify(doing, &error))?;
             Ok(listed.map(|_| "it is still there".to_owned()))
         })
         .await
@@ -166,11 +166,11 @@ fn judge(tenant: &Tenant, id: String, found: PodIdentityAssociation) -> Look {
 }
 
 /// A role that IAM has just created is not seen by EKS for some seconds.
-fn settle<E>(doing: &str, error: SdkError<E>) -> StepError
+fn settle<E>(doing: &str, error: &SdkError<E>) -> StepError
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
-    let of_the_role = code(&error) == Some("InvalidParameterException")
+    let of_the_role = code(error) == Some("InvalidParameterException")
         && error.as_service_error().and_then(ProvideErrorMetadata::message).is_some_and(|text| text.contains("ole"));
     match classify(doing, error) {
         StepError::Unexpected(text) if of_the_role => StepError::Transient(text),

@@ -129,7 +129,7 @@ impl Role {
         match create.send().await {
             Ok(_) => Ok(true),
             Err(error) if code(&error) == Some("EntityAlreadyExists") => Ok(false),
-            Err(error) => Err(classify(&format!("creating role {name}"), error)),
+            Err(error) => Err(classify(&format!("creating role {name}"), &error)),
         }
     }
 
@@ -162,16 +162,16 @@ impl Role {
             Drift::Trust => {
                 let document = policy::trust(tenant, &self.place).to_string();
                 let update = iam.update_assume_role_policy().role_name(role).policy_document(document);
-                update.send().await.map(drop).map_err(|error| settle(&doing, error))
+                update.send().await.map(drop).map_err(|error| settle(&doing, &error))
             }
             Drift::Boundary(_) => {
                 let put = iam.put_role_permissions_boundary().role_name(role).permissions_boundary(&self.boundary);
-                put.send().await.map(drop).map_err(|error| settle(&doing, error))
+                put.send().await.map(drop).map_err(|error| settle(&doing, &error))
             }
             Drift::Policy => {
                 let document = policy::permissions(tenant, &self.place).to_string();
                 let put = iam.put_role_policy().role_name(role).policy_name(POLICY).policy_document(document);
-                put.send().await.map(drop).map_err(|error| settle(&doing, error))
+                put.send().await.map(drop).map_err(|error| settle(&doing, &error))
             }
             Drift::OtherPolicy(name) => self.delete_policy(&role, name).await,
             Drift::Attached(arn) => self.detach(&role, arn).await,
@@ -271,16 +271,16 @@ where
     match result {
         Ok(output) => Ok(Some(output)),
         Err(error) if code(&error) == Some("NoSuchEntity") => Ok(None),
-        Err(error) => Err(classify(doing, error)),
+        Err(error) => Err(classify(doing, &error)),
     }
 }
 
 /// A role's existence spreads slower than the answer that it was created; so does the boundary's.
-fn settle<E>(doing: &str, error: SdkError<E>) -> StepError
+fn settle<E>(doing: &str, error: &SdkError<E>) -> StepError
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
-    match code(&error) {
+    match code(error) {
         Some("NoSuchEntity") => StepError::Transient(format!("{doing}: it is not seen yet, or was just deleted")),
         _ => classify(doing, error),
     }
