@@ -12,7 +12,7 @@ mod identity;
 mod logs;
 mod machine;
 mod mail;
-//TMP mod namespace;
+
 mod provisioning;
 mod recorder;
 mod registry;
