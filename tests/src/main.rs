@@ -12,7 +12,7 @@ mod identity;
 mod logs;
 mod machine;
 mod mail;
-
+mod namespace;
 mod provisioning;
 mod recorder;
 mod registry;
@@ -49,7 +49,7 @@ const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("rls", rls::CASES),
     ("identity", identity::CASES),
     ("bucket", bucket::CASES),
-    //TMP ("namespace", namespace::CASES),
+    ("namespace", namespace::CASES),
     ("dns", dns::CASES),
     ("tenant_config", tenant_config::CASES),
     ("mail", mail::CASES),

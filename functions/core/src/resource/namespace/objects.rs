@@ -71,7 +71,8 @@ pub(super) fn inside(tenant: &Tenant, openings: &Openings) -> Vec<Inner> {
         Inner::new::<NetworkPolicy>(
             tenant,
             "default-deny",
-            json!({ "spec": { "podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": [], "egress": [] } }),
+            // No rule of either type is nothing in and nothing out. (An empty list would be written anew by every apply.)
+            json!({ "spec": { "podSelector": {}, "policyTypes": ["Ingress", "Egress"] } }),
         ),
         Inner::new::<NetworkPolicy>(tenant, "openings", openings_policy(openings)),
         // No token unless a pod asks for one: most pods never call the Kubernetes API. EKS Pod Identity has its own.
