@@ -6,7 +6,7 @@
 mod flow;
 mod inputs;
 mod machines;
-mod permissions;
+pub mod permissions;
 mod stack;
 mod template;
 
@@ -91,12 +91,17 @@ fn hold(rule: &Rule) -> Result<()> {
     Ok(())
 }
 
-fn repository() -> PathBuf {
+/// Where the repository is.
+pub fn repository() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
 impl Contract {
-    fn read(repository: &Path) -> Result<Self> {
+    /// Reads them from the repository.
+    ///
+    /// # Errors
+    /// When a file is missing or is not what its name says.
+    pub fn read(repository: &Path) -> Result<Self> {
         let template = repository.join("infra/template.yaml");
         let text = fs::read_to_string(&template).with_context(|| template.display().to_string())?;
         Ok(Contract {
@@ -125,7 +130,11 @@ impl Contract {
     /// The template's resources of a type: logical id and resource.
     fn resources(&self, of_type: &str) -> impl Iterator<Item = (&str, &Value)> {
         let resources = self.template["Resources"].as_object();
-        resources.into_iter().flatten().filter(move |(_, resource)| resource["Type"] == of_type).map(|(id, r)| (id.as_str(), r))
+        resources
+            .into_iter()
+            .flatten()
+            .filter(move |(_, resource)| resource["Type"] == of_type)
+            .map(|(id, r)| (id.as_str(), r))
     }
 
     /// For breaches: a state of provision-tenant.

@@ -51,11 +51,16 @@ pub(super) const FUNCTIONS_EXIST: Rule = Rule {
         broken
     },
     breaches: &[
-        ("a function that is not in the template", |contract| remove(&mut contract.template["Resources"], "CreateBucketFunction")),
-        ("a placeholder that is not filled in", |contract| {
-            remove(&mut contract.properties("ProvisionTenantMachine")["DefinitionSubstitutions"], "CreateBucketFunction");
+        ("a function that is not in the template", |contract| {
+            remove(&mut contract.template["Resources"], "CreateBucketFunction")
         }),
-        ("a function without a binary", |contract| drop(contract.binaries.remove("create-bucket"))),
+        ("a placeholder that is not filled in", |contract| {
+            remove(
+                &mut contract.properties("ProvisionTenantMachine")["DefinitionSubstitutions"],
+                "CreateBucketFunction",
+            );
+        }),
+        ("a function without a binary", |contract| _ = contract.binaries.remove("create-bucket")),
         ("a state that calls another's function", |contract| {
             contract.state("CreateBucket")["Parameters"]["FunctionName"] = json!("${CreateNamespaceFunction}");
         }),
@@ -94,7 +99,9 @@ pub(super) const PERMANENT_ERRORS_ARE_NOT_RETRIED: Rule = Rule {
                 continue;
             };
             if permanent["ErrorEquals"] != json!(StepError::PERMANENT) || permanent["MaxAttempts"] != 0 {
-                broken.push(format!("{machine}: {name}: the first Retry must list StepError::PERMANENT, with MaxAttempts 0"));
+                broken.push(format!(
+                    "{machine}: {name}: the first Retry must list StepError::PERMANENT, with MaxAttempts 0"
+                ));
             }
             let attempts = rest["MaxAttempts"].as_u64().unwrap_or_default();
             let backs_off = rest["BackoffRate"].as_f64().is_some_and(|rate| rate > 1.0)
@@ -115,8 +122,12 @@ pub(super) const PERMANENT_ERRORS_ARE_NOT_RETRIED: Rule = Rule {
             let errors = contract.state("CreateBucket")["Retry"][0]["ErrorEquals"].as_array_mut();
             errors.expect("a list").pop();
         }),
-        ("a permanent error that is retried", |contract| contract.state("CreateBucket")["Retry"][0]["MaxAttempts"] = json!(1)),
-        ("retries without jitter", |contract| remove(&mut contract.state("CreateBucket")["Retry"][1], "JitterStrategy")),
+        ("a permanent error that is retried", |contract| {
+            contract.state("CreateBucket")["Retry"][0]["MaxAttempts"] = json!(1)
+        }),
+        ("retries without jitter", |contract| {
+            remove(&mut contract.state("CreateBucket")["Retry"][1], "JitterStrategy")
+        }),
         ("retries without backoff", |contract| contract.state("CreateBucket")["Retry"][1]["BackoffRate"] = json!(1)),
         ("retries of Lambda's errors alone", |contract| {
             contract.state("CreateBucket")["Retry"][1]["ErrorEquals"] = json!(["Transient"]);
@@ -132,7 +143,9 @@ pub(super) const EVERYTHING_IS_CAUGHT: Rule = Rule {
         let uncaught = contract.tasks().filter(|(_, _, task)| {
             each(&task["Catch"]).last().is_none_or(|last| last["ErrorEquals"] != json!(["States.ALL"]))
         });
-        uncaught.map(|(machine, name, _)| format!("{machine}: {name}: the last Catch must be States.ALL alone")).collect()
+        uncaught
+            .map(|(machine, name, _)| format!("{machine}: {name}: the last Catch must be States.ALL alone"))
+            .collect()
     },
     breaches: &[
         ("a Task without a Catch", |contract| remove(contract.state("CreateBucket"), "Catch")),
@@ -163,7 +176,8 @@ pub(super) const PAYLOADS_ARE_SMALL: Rule = Rule {
                     _ => "nothing",
                 };
                 if value != expected {
-                    broken.push(format!("{machine}: {name}: {key} is {value} in the payload, which may hold {expected}"));
+                    broken
+                        .push(format!("{machine}: {name}: {key} is {value} in the payload, which may hold {expected}"));
                 }
             }
         }
@@ -213,7 +227,9 @@ pub(super) const TIMEOUTS_NEST: Rule = Rule {
             contract.machines.get_mut("provision-tenant").expect("the machine")["TimeoutSeconds"] = json!(3600);
         }),
         ("a Task without a timeout", |contract| remove(contract.state("CreateBucket"), "TimeoutSeconds")),
-        ("a Task that gives up before its function", |contract| contract.state("CreateBucket")["TimeoutSeconds"] = json!(60)),
+        ("a Task that gives up before its function", |contract| {
+            contract.state("CreateBucket")["TimeoutSeconds"] = json!(60)
+        }),
         ("a function that runs longer than its Task", |contract| {
             contract.properties("CreateBucketFunction")["Timeout"] = json!(90);
         }),

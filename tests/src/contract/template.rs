@@ -57,6 +57,11 @@ pub(super) fn each(value: &Value) -> &[Value] {
     }
 }
 
+/// What `!If [condition, value, …]` is where the condition holds; anything else as it is.
+pub(super) fn taken(value: &Value) -> &Value {
+    value.get("Fn::If").map_or(value, |branches| &branches[1])
+}
+
 /// `!Sub ${Prefix}name`, as names are given.
 pub(super) fn prefixed(name: &str) -> Value {
     json!({"Fn::Sub": format!("${{Prefix}}{name}")})
