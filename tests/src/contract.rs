@@ -1,7 +1,7 @@
 //! The rules that machines, template and code keep together (the design's contract), read from the files themselves.
 //!
-//! Each rule is a function from a [`Contract`] to what breaks it, and comes with ways of breaking it: a case holds when the
-//! files break nothing and every one of those ways is noticed.
+//! Each rule is a function from a [`Contract`] to what breaks it, and comes with ways of breaking it: a case holds when
+//! the files break nothing and every one of those ways is noticed.
 
 mod flow;
 mod inputs;
@@ -34,10 +34,13 @@ pub struct Contract {
     schemas: BTreeMap<String, Value>,
 }
 
+/// A way of breaking a rule: what it is, and how it is done.
+type Breach = (&'static str, fn(&mut Contract));
+
 /// One rule, with ways of breaking it that it must notice.
 struct Rule {
     check: fn(&Contract) -> Vec<String>,
-    breaches: &'static [(&'static str, fn(&mut Contract))],
+    breaches: &'static [Breach],
 }
 
 macro_rules! cases {

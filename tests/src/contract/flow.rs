@@ -1,5 +1,5 @@
-//! Where a machine's states lead: nothing hangs, failures go to the right side of the fence and of the pivot, and what is
-//! known of the owner is dropped.
+//! Where a machine's states lead: nothing hangs, failures go to the right side of the fence and of the pivot, and what
+//! is known of the owner is dropped.
 
 use std::collections::BTreeSet;
 
@@ -36,7 +36,7 @@ struct Exit<'a> {
 }
 
 fn exits(state: &Value) -> Vec<Exit<'_>> {
-    // A Pass that makes nothing hands its input on; what a Task answers replaces it unless a ResultPath puts it elsewhere.
+    // A Pass that makes nothing hands its input on; a Task's answer replaces it, unless ResultPath puts it elsewhere.
     let makes_nothing = state["Type"] == "Pass" && state["Parameters"].is_null() && state["Result"].is_null();
     let keeps_input = |clause: &Value| clause.get("ResultPath").is_some_and(|path| path != "$");
     let mut exits = Vec::new();
@@ -143,7 +143,7 @@ pub(super) const NOTHING_UNDONE_BEFORE_THE_FENCE: Rule = Rule {
     },
     breaches: &[
         ("a refused request that is undone", |contract| {
-            contract.state("ValidateRequest")["Catch"][0]["Next"] = json!(RELEASE)
+            contract.state("ValidateRequest")["Catch"][0]["Next"] = json!(RELEASE);
         }),
         ("a tenant of another's that is undone", |contract| contract.state(FENCE)["Catch"][1]["Next"] = json!(RELEASE)),
         ("a way around the fence", |contract| contract.state("IntendToProvision")["Next"] = json!("CreateDatabase")),

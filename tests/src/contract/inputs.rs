@@ -23,7 +23,7 @@ fn sign_up(document: &Value) -> Result<SignUp, StepError> {
     SignUp::parse(document, &region)
 }
 
-/// The entries of the inputs that `aws events put-events` takes: the input's name, and the entry with its detail parsed.
+/// The entries of the inputs that `aws events put-events` takes: input's name, entry, and its detail parsed.
 fn entries(contract: &Contract) -> impl Iterator<Item = (&str, &Value, Value)> {
     contract.inputs.iter().filter(|(_, input)| input.is_array()).flat_map(|(name, input)| {
         let detail =
@@ -271,7 +271,7 @@ pub(super) const SCHEMAS_ARE_STRICT: Rule = Rule {
     breaches: &[
         ("a schema that lets any field pass", |contract| remove(schema(contract), "additionalProperties")),
         ("a schema with the owner's address", |contract| {
-            schema(contract)["properties"]["email"] = json!({"type": "string"})
+            schema(contract)["properties"]["email"] = json!({"type": "string"});
         }),
         ("a plan that is left out", |contract| schema(contract)["properties"]["plan"]["enum"] = json!(["starter"])),
         ("a field that need not be there", |contract| {

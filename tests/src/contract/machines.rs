@@ -52,7 +52,7 @@ pub(super) const FUNCTIONS_EXIST: Rule = Rule {
     },
     breaches: &[
         ("a function that is not in the template", |contract| {
-            remove(&mut contract.template["Resources"], "CreateBucketFunction")
+            remove(&mut contract.template["Resources"], "CreateBucketFunction");
         }),
         ("a placeholder that is not filled in", |contract| {
             remove(
@@ -110,8 +110,8 @@ pub(super) const PERMANENT_ERRORS_ARE_NOT_RETRIED: Rule = Rule {
                 && rest["JitterStrategy"] == "FULL";
             if rest["ErrorEquals"] != json!(["States.ALL"]) || !(1..=20).contains(&attempts) || !backs_off {
                 broken.push(format!(
-                    "{machine}: {name}: the second Retry must be States.ALL alone, 1 to 20 times, with backoff, a bound of 60 s \
-                     and full jitter"
+                    "{machine}: {name}: the second Retry must be States.ALL alone, 1 to 20 times, with backoff, a \
+                     bound of 60 s and full jitter"
                 ));
             }
         }
@@ -123,10 +123,10 @@ pub(super) const PERMANENT_ERRORS_ARE_NOT_RETRIED: Rule = Rule {
             errors.expect("a list").pop();
         }),
         ("a permanent error that is retried", |contract| {
-            contract.state("CreateBucket")["Retry"][0]["MaxAttempts"] = json!(1)
+            contract.state("CreateBucket")["Retry"][0]["MaxAttempts"] = json!(1);
         }),
         ("retries without jitter", |contract| {
-            remove(&mut contract.state("CreateBucket")["Retry"][1], "JitterStrategy")
+            remove(&mut contract.state("CreateBucket")["Retry"][1], "JitterStrategy");
         }),
         ("retries without backoff", |contract| contract.state("CreateBucket")["Retry"][1]["BackoffRate"] = json!(1)),
         ("retries of Lambda's errors alone", |contract| {
@@ -210,13 +210,13 @@ pub(super) const TIMEOUTS_NEST: Rule = Rule {
                 (Some(function), Some(patience)) if inner < function && function < patience => {
                     if function != FUNCTION_TIMEOUT {
                         broken.push(format!(
-                            "{name}Function: Timeout must be FUNCTION_TIMEOUT, which takeovers wait for: {FUNCTION_TIMEOUT:?}"
+                            "{name}Function: Timeout must be {FUNCTION_TIMEOUT:?}, which takeovers wait for"
                         ));
                     }
                 }
                 _ => broken.push(format!(
-                    "{machine}: {name}: {inner:?} (clients, statements) < {function:?} (function) < {patience:?} (Task) must hold: \
-                     a Task that times out does not stop its Lambda"
+                    "{machine}: {name}: {inner:?} (clients, statements) < {function:?} (function) < {patience:?} \
+                     (Task) must hold: a Task that times out does not stop its Lambda"
                 )),
             }
         }
@@ -228,7 +228,7 @@ pub(super) const TIMEOUTS_NEST: Rule = Rule {
         }),
         ("a Task without a timeout", |contract| remove(contract.state("CreateBucket"), "TimeoutSeconds")),
         ("a Task that gives up before its function", |contract| {
-            contract.state("CreateBucket")["TimeoutSeconds"] = json!(60)
+            contract.state("CreateBucket")["TimeoutSeconds"] = json!(60);
         }),
         ("a function that runs longer than its Task", |contract| {
             contract.properties("CreateBucketFunction")["Timeout"] = json!(90);

@@ -1,5 +1,5 @@
-//! Who may do what: a role for each function, nothing open-ended without a reason, tenants' roles bounded, machines calling
-//! their own functions. IAM is not enforced by the local stack, so the template is all there is to look at.
+//! Who may do what: a role for each function, nothing open-ended without a reason, tenants' roles bounded, machines
+//! calling their own functions. IAM is not enforced by the local stack, so the template is all there is to look at.
 
 use std::collections::BTreeSet;
 
@@ -80,7 +80,8 @@ fn trusted(role: &Value) -> Vec<&Value> {
 
 /// Whether a function's role, or the policy that all functions share, allows an action on anything at all.
 ///
-/// `function` is the logical id, such as `CreateBucketFunction`; `action` is IAM's name of it, such as `s3:CreateBucket`.
+/// `function` is the logical id, such as `CreateBucketFunction`; `action` is IAM's, such as `s3:CreateBucket`.
+/// Conditions are not looked at.
 pub fn allows(contract: &Contract, function: &str, action: &str) -> bool {
     let resources = &contract.template["Resources"];
     let Some(role) = target(&resources[function]["Properties"]["Role"]) else { return false };
@@ -175,7 +176,7 @@ pub(super) const NO_WILDCARDS: Rule = Rule {
     breaches: &[
         ("a wildcard action", |contract| own_statement(contract, "CreateBucket")["Action"] = json!(["s3:*"])),
         ("a wildcard within an action", |contract| {
-            own_statement(contract, "CreateBucket")["Action"] = json!("s3:Put*")
+            own_statement(contract, "CreateBucket")["Action"] = json!("s3:Put*");
         }),
         ("every bucket", |contract| own_statement(contract, "CreateBucket")["Resource"] = json!("*")),
         ("every bucket of a longer name", |contract| {
@@ -191,7 +192,7 @@ pub(super) const NO_WILDCARDS: Rule = Rule {
             statement["NotAction"] = json!("s3:DeleteBucket");
         }),
         ("mail from any address", |contract| remove(own_statement(contract, "SendWelcomeEmail"), "Condition")),
-        ("every interface's action on everything", |contract| {
+        ("machines that any function may end", |contract| {
             let condition = &mut contract.properties(BASICS)["PolicyDocument"]["Statement"][3]["Fn::If"];
             condition[1]["Action"] = json!("ec2:TerminateInstances");
         }),

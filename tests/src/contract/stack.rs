@@ -1,5 +1,5 @@
-//! What the template promises: functions that are called and observed, machines and data that outlive the stack, failures
-//! that are heard of, migrations before anything runs.
+//! What the template promises: functions that are called and observed, machines and data that outlive the stack,
+//! failures that are heard of, migrations before anything runs.
 
 use std::collections::BTreeSet;
 
@@ -115,7 +115,7 @@ pub(super) const MACHINES_ARE_KEPT: Rule = Rule {
             contract.properties("ProvisionTenantMachine")["Logging"]["IncludeExecutionData"] = json!(true);
         }),
         ("logs that are kept for ever", |contract| {
-            remove(contract.properties("ProvisionTenantLogs"), "RetentionInDays")
+            remove(contract.properties("ProvisionTenantLogs"), "RetentionInDays");
         }),
         ("a machine without traces", |contract| remove(contract.properties("ProvisionTenantMachine"), "Tracing")),
         ("a machine that is not deployed", |contract| {
@@ -177,7 +177,7 @@ pub(super) const RECOVERY_HEARS_OF_BAD_ENDS: Rule = Rule {
             *machines = json!([]);
         }),
         ("a rule that is switched off", |contract| {
-            contract.properties("ExecutionEndedRule")["State"] = json!("DISABLED")
+            contract.properties("ExecutionEndedRule")["State"] = json!("DISABLED");
         }),
         ("an event with the execution's input", |contract| {
             remove(&mut contract.properties("ExecutionEndedRule")["Targets"][0], "InputTransformer");
