@@ -140,6 +140,11 @@ impl Contract {
             .map(|(id, r)| (id.as_str(), r))
     }
 
+    /// The logical ids of the template's functions.
+    pub fn functions(&self) -> impl Iterator<Item = &str> {
+        self.resources("AWS::Serverless::Function").map(|(id, _)| id)
+    }
+
     /// For breaches: a state of provision-tenant.
     fn state(&mut self, name: &str) -> &mut Value {
         &mut self.machines.get_mut("provision-tenant").expect("the machine exists")["States"][name]

@@ -5,6 +5,7 @@
 mod bad_input;
 mod bucket;
 mod bus;
+mod calls;
 mod contract;
 mod database;
 mod dns;
@@ -53,6 +54,7 @@ const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("dns", dns::CASES),
     ("tenant_config", tenant_config::CASES),
     ("mail", mail::CASES),
+    ("calls", calls::CASES),
     ("provisioning", provisioning::CASES),
     ("triggers", triggers::CASES),
     ("logs", logs::CASES),

@@ -54,6 +54,8 @@ const OPEN_ENDED: &[&str] = &[
     ":execution:${Prefix}provision-tenant:",
     // A change's id is Route 53's, and tells its state and nothing else.
     ":route53:::change/",
+    // An association's id is EKS's.
+    ":podidentityassociation/${EksCluster}/",
     // An address is verified by itself or with its domain; the statement's condition names the address.
     ":identity/",
 ];
@@ -78,20 +80,18 @@ fn trusted(role: &Value) -> Vec<&Value> {
     each(&trust["Statement"]).iter().map(|statement| &statement["Principal"]).collect()
 }
 
-/// Whether a function's role, or the policy that all functions share, allows an action on anything at all.
+/// What a function's role and the policy that all functions share allow, on anything at all.
 ///
-/// `function` is the logical id, such as `CreateBucketFunction`; `action` is IAM's, such as `s3:CreateBucket`.
-/// Conditions are not looked at.
-pub fn allows(contract: &Contract, function: &str, action: &str) -> bool {
+/// `function` is the logical id, such as `CreateBucketFunction`; actions have IAM's names, such as `s3:CreateBucket`.
+pub fn allowed(contract: &Contract, function: &str) -> BTreeSet<String> {
     let resources = &contract.template["Resources"];
-    let Some(role) = target(&resources[function]["Properties"]["Role"]) else { return false };
+    let Some(role) = target(&resources[function]["Properties"]["Role"]) else { return BTreeSet::new() };
     let attached = each(&resources[role]["Properties"]["ManagedPolicyArns"]).iter().filter_map(target);
     let policies: Vec<&str> = attached.chain([role]).collect();
-    statements(contract).any(|(id, statement)| {
-        policies.contains(&id)
-            && statement["Effect"] == "Allow"
-            && actions(statement).any(|allowed| allowed.eq_ignore_ascii_case(action))
-    })
+    statements(contract)
+        .filter(|(id, statement)| policies.contains(id) && statement["Effect"] == "Allow")
+        .flat_map(|(_, statement)| actions(statement).map(str::to_owned))
+        .collect()
 }
 
 pub(super) const ROLES_ARE_THEIR_OWN: Rule = Rule {
@@ -111,10 +111,11 @@ pub(super) const ROLES_ARE_THEIR_OWN: Rule = Rule {
                 broken.push(format!("{id}Role must have {BASICS}, and no other managed policy"));
             }
             let basics = ["logs:PutLogEvents", "xray:PutTraceSegments", "secretsmanager:GetSecretValue"];
+            let allowed = allowed(contract, id);
             broken.extend(
                 basics
                     .iter()
-                    .filter(|action| !allows(contract, id, action))
+                    .filter(|action| !allowed.contains(**action))
                     .map(|action| format!("{id} may not {action}, which every function does")),
             );
         }

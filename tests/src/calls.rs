@@ -1,0 +1,263 @@
+//! What functions call on AWS, seen as it is called, against what their roles in the template allow. The emulator enforces
+//! no IAM: a permission that is missing would only show on AWS, and one that nothing uses would never show.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+use tenantry_core::dns_check::DnsCheck;
+use tenantry_core::mail::Mail;
+use tenantry_core::migrations::custom_resource::ApplyMigrations;
+use tenantry_core::registry::contacts::Contact;
+use tenantry_core::resource::Resource;
+use tenantry_core::resource::bucket::Bucket;
+use tenantry_core::resource::database::TenantDatabase;
+use tenantry_core::resource::dns::DnsRecord;
+use tenantry_core::resource::identity::Identity;
+use tenantry_core::resource::tenant_config::TenantConfig;
+use tenantry_core::step::Step;
+use tenantry_core::steps::provisioning::BeginProvisioning;
+use tenantry_core::steps::publish::PublishEvents;
+use tenantry_core::steps::recovery::RecoverExecution;
+use tenantry_core::steps::signup::ValidateRequest;
+use tenantry_core::tenant::{Plan, Status, Tenant};
+use tenantry_local::stack::BASE_DOMAIN;
+use tokio::time::sleep;
+use tracing::field::{Field, Visit};
+use tracing::instrument::WithSubscriber;
+use tracing::span::{Attributes, Id};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::{Context as Of, SubscriberExt};
+use uuid::Uuid;
+
+use crate::contract::permissions::allowed;
+use crate::contract::{Contract, repository};
+use crate::machine::sign_up;
+use crate::registry::registered;
+use crate::world::{Case, World};
+
+/// Longer than a recovery takes: reaching it means that none comes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub const CASES: &[(&str, Case)] =
+    &[("functions_call_what_their_roles_allow_and_roles_allow_no_more", |world| Box::pin(compared(world)))];
+
+/// What roles allow and this test cannot see being used.
+const UNSEEN: &[(&str, &str)] = &[
+    // What Lambda and X-Ray do for a function.
+    ("*", "logs:CreateLogStream"),
+    ("*", "logs:PutLogEvents"),
+    ("*", "xray:PutTelemetryRecords"),
+    ("*", "xray:PutTraceSegments"),
+    ("*", "ec2:AssignPrivateIpAddresses"),
+    ("*", "ec2:CreateNetworkInterface"),
+    ("*", "ec2:DeleteNetworkInterface"),
+    ("*", "ec2:DescribeNetworkInterfaces"),
+    ("*", "ec2:DescribeSubnets"),
+    ("*", "ec2:UnassignPrivateIpAddresses"),
+    // Every step reads the registry's login, which the resources called here by themselves do not.
+    ("*", "secretsmanager:GetSecretValue"),
+    // The local cluster is not EKS's.
+    ("CreateNamespaceFunction", "eks:DescribeCluster"),
+    ("CreateIdentityFunction", "eks:CreatePodIdentityAssociation"),
+    ("CreateIdentityFunction", "eks:DescribePodIdentityAssociation"),
+    ("CreateIdentityFunction", "eks:TagResource"),
+    ("CreateIdentityFunction", "eks:UpdatePodIdentityAssociation"),
+    ("CreateIdentityFunction", "iam:PassRole"),
+    // Where a function's failures go is written to by Lambda, with the function's role.
+    ("RecoverExecutionFunction", "sqs:SendMessage"),
+    // New buckets of the emulator are encrypted, as those of S3 are: this mends one that is not any more.
+    ("CreateBucketFunction", "s3:PutEncryptionConfiguration"),
+    // A secret that was scheduled for deletion, or whose password no longer logs in.
+    ("CreateDatabaseFunction", "secretsmanager:PutSecretValue"),
+    ("CreateDatabaseFunction", "secretsmanager:RestoreSecret"),
+    // The stack names its own name server instead.
+    ("VerifyDnsRecordFunction", "route53:GetHostedZone"),
+];
+
+/// Calls that IAM asks for by another name, and what it asks for besides.
+const NAMED_OTHERWISE: &[(&str, &[&str])] = &[
+    ("s3:CreateBucket", &["s3:CreateBucket", "s3:TagResource", "s3:PutBucketOwnershipControls"]),
+    ("s3:GetBucketEncryption", &["s3:GetEncryptionConfiguration"]),
+    ("s3:GetBucketLifecycleConfiguration", &["s3:GetLifecycleConfiguration"]),
+    ("s3:GetPublicAccessBlock", &["s3:GetBucketPublicAccessBlock"]),
+    ("s3:HeadBucket", &["s3:ListBucket"]),
+    ("s3:PutBucketEncryption", &["s3:PutEncryptionConfiguration"]),
+    ("s3:PutBucketLifecycleConfiguration", &["s3:PutLifecycleConfiguration"]),
+    ("s3:PutPublicAccessBlock", &["s3:PutBucketPublicAccessBlock"]),
+    ("iam:CreateRole", &["iam:CreateRole", "iam:TagRole"]),
+    ("secretsmanager:CreateSecret", &["secretsmanager:CreateSecret", "secretsmanager:TagResource"]),
+];
+
+async fn compared(world: &World) -> Result<()> {
+    let contract = Contract::read(&repository())?;
+    let seen = seen(world).await?;
+    let unknown = BTreeSet::new();
+    let mut broken = Vec::new();
+    for function in contract.functions() {
+        let allowed = allowed(&contract, function);
+        let calls = seen.get(function).unwrap_or(&unknown);
+        broken
+            .extend(calls.difference(&allowed).map(|call| format!("{function} calls {call}, which its role refuses")));
+        let unseen = |action: &str| UNSEEN.iter().any(|(of, named)| [function, "*"].contains(of) && *named == action);
+        let idle = allowed.difference(calls).filter(|action| !unseen(action));
+        broken.extend(idle.map(|action| format!("{function}'s role allows {action}, which it was not seen to call")));
+    }
+    ensure!(broken.is_empty(), "{}", broken.join("\n"));
+    Ok(())
+}
+
+/// What each function with clients of its own was seen to call: making a tenant's things, finding them made, mending them.
+async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>> {
+    let env = &world.env;
+    let registry = world.registry().await?;
+    let tenant = &registered(world, &mut world.registry().await?, Plan::Growth, true).await?.tenant;
+    let by_hand = json!({"tenant_id": tenant.id, "execution": "manual:test"});
+    let mut seen = BTreeMap::new();
+
+    let request = sign_up(&world.fresh_slug("calls"), "starter");
+    seen.insert("ValidateRequestFunction", calls(run(&ValidateRequest::from_env(env)?, &request)).await?);
+    seen.insert(
+        "ApplyMigrationsFunction",
+        calls(run(&ApplyMigrations::from_env(env)?, &json!({"RequestType": "Update"}))).await?,
+    );
+
+    let (database, identity, bucket) =
+        (TenantDatabase::from_env(env)?, Identity::from_env(env)?, Bucket::from_env(env)?);
+    seen.insert("CreateDatabaseFunction", calls(ensured_twice(&database, tenant)).await?);
+    seen.insert("CreateBucketFunction", calls(ensured_twice(&bucket, tenant)).await?);
+    let mut made = calls(ensured_twice(&identity, tenant)).await?;
+    loosen(&aws_sdk_iam::Client::new(&env.aws), &tenant.role()).await?;
+    made.extend(calls(ensured_twice(&identity, tenant)).await?);
+    seen.insert("CreateIdentityFunction", made);
+    let dns = DnsRecord::from_env(env)?;
+    seen.insert("CreateDnsRecordFunction", calls(ensured_twice(&dns, tenant)).await?);
+    dns.remove(tenant).await?;
+    let change = dns.ensure(tenant).await?;
+    let check = DnsCheck::from_env(env)?;
+    let verified = async { Ok(drop(check.check(tenant, change["change_id"].as_str()).await?)) };
+    seen.insert("VerifyDnsRecordFunction", calls(verified).await?);
+    let config = TenantConfig::from_env(env)?;
+    let mut made = calls(ensured_twice(&config, tenant)).await?;
+    let key = |name: &str, value: &str| (name.to_owned(), aws_sdk_dynamodb::types::AttributeValue::S(value.to_owned()));
+    let forget = aws_sdk_dynamodb::Client::new(&env.aws).update_item().table_name(env.required("CONFIG_TABLE")?);
+    let forget = forget.set_key(Some([key("tenant", &tenant.config_key()), key("item", "flags")].into()));
+    let forget = forget.expression_attribute_names("#values", "values").update_expression("REMOVE #values.sso");
+    forget.send().await?;
+    made.extend(calls(ensured_twice(&config, tenant)).await?);
+    seen.insert("SeedConfigFunction", made);
+
+    let mail = Mail::from_env(env)?;
+    let owner = Contact { name: "Ada".into(), email: "ada@calls.example".into() };
+    let welcome = async { Ok(drop(mail.send_welcome(tenant, &owner, &tenant.host(BASE_DOMAIN)).await?)) };
+    seen.insert("SendWelcomeEmailFunction", calls(welcome).await?);
+    let event = "INSERT INTO outbox (id, tenant_id, version, type, occurred_at, detail)
+                 VALUES (gen_random_uuid(), $1, 1, 'tenant.test', now(), '{}')";
+    registry.execute(event, &[&tenant.id.0]).await?;
+    seen.insert("PublishEventsFunction", calls(run(&PublishEvents::from_env(env)?, &by_hand)).await?);
+
+    // A holder that Step Functions does not know is taken over; one that was stopped is recovered from.
+    let (gone, next) = (execution("gone"), execution("next"));
+    let held = "UPDATE tenants SET status = 'provisioning', execution = $2, execution_since = now() WHERE id = $1";
+    registry.execute(held, &[&tenant.id.0, &gone]).await?;
+    let begin = json!({"tenant_id": tenant.id, "execution": next});
+    seen.insert("BeginProvisioningFunction", calls(run(&BeginProvisioning::from_env(env)?, &begin)).await?);
+    let stopped = json!({"detail": {"executionArn": next, "status": "ABORTED"}});
+    seen.insert("RecoverExecutionFunction", calls(run(&RecoverExecution::from_env(env)?, &stopped)).await?);
+    let begun = Instant::now();
+    while world.record(tenant.slug.as_str()).await?.tenant.status != Status::Pending {
+        ensure!(begun.elapsed() < PATIENCE, "nothing gave the tenant back");
+        sleep(Duration::from_millis(200)).await;
+    }
+    let resources: [&dyn Resource; 5] = [&dns, &config, &bucket, &identity, &database];
+    for resource in resources {
+        resource.remove(tenant).await?;
+    }
+    Ok(seen)
+}
+
+fn execution(name: &str) -> String {
+    format!("arn:aws:states:us-east-1:000000000000:execution:provision-tenant:{name}-{}", Uuid::new_v4())
+}
+
+async fn run(step: &dyn Step, input: &Value) -> Result<()> {
+    step.run("test", input).await?;
+    Ok(())
+}
+
+async fn ensured_twice(resource: &dyn Resource, tenant: &Tenant) -> Result<()> {
+    resource.ensure(tenant).await?;
+    resource.ensure(tenant).await?;
+    Ok(())
+}
+
+/// Everything about a role that CreateIdentity would mend.
+async fn loosen(iam: &aws_sdk_iam::Client, role: &str) -> Result<()> {
+    let anything = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"s3:*","Resource":"*"}]}"#;
+    let anybody = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"ec2.amazonaws.com"},"Action":"sts:AssumeRole"}]}"#;
+    iam.update_assume_role_policy().role_name(role).policy_document(anybody).send().await?;
+    iam.put_role_policy().role_name(role).policy_name("more").policy_document(anything).send().await?;
+    iam.attach_role_policy().role_name(role).policy_arn("arn:aws:iam::aws:policy/AdministratorAccess").send().await?;
+    iam.delete_role_permissions_boundary().role_name(role).send().await?;
+    Ok(())
+}
+
+/// IAM's names of the AWS operations that a future calls, as the SDK's own spans name them.
+async fn calls(work: impl Future<Output = Result<()>>) -> Result<BTreeSet<String>> {
+    let spans = Spans::default();
+    work.with_subscriber(tracing_subscriber::registry().with(spans.clone())).await?;
+    let spans = std::mem::take(&mut *spans.0.lock().unwrap_or_else(PoisonError::into_inner));
+    ensure!(!spans.is_empty(), "nothing was called");
+    Ok(spans.iter().flat_map(|call| actions(call)).collect())
+}
+
+/// What IAM asks for when an operation is called.
+fn actions(call: &str) -> Vec<String> {
+    match NAMED_OTHERWISE.iter().find(|(named, _)| *named == call) {
+        Some((_, actions)) => actions.iter().map(|&action| action.to_owned()).collect(),
+        None => vec![call.to_owned()],
+    }
+}
+
+/// Collects the operations that spans of the AWS SDK name.
+#[derive(Clone, Default)]
+struct Spans(Arc<Mutex<BTreeSet<String>>>);
+
+impl<S: tracing::Subscriber> Layer<S> for Spans {
+    fn on_new_span(&self, attributes: &Attributes<'_>, _id: &Id, _context: Of<'_, S>) {
+        let mut operation = Operation::default();
+        attributes.record(&mut operation);
+        if let Operation { service: Some(service), method: Some(method) } = operation {
+            let prefix = match service.as_str() {
+                "EventBridge" => "events",
+                "Route 53" => "route53",
+                "SESv2" => "ses",
+                "SFN" => "states",
+                "Secrets Manager" => "secretsmanager",
+                other => &other.to_ascii_lowercase(),
+            };
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(format!("{prefix}:{method}"));
+        }
+    }
+}
+
+#[derive(Default)]
+struct Operation {
+    service: Option<String>,
+    method: Option<String>,
+}
+
+impl Visit for Operation {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        match field.name() {
+            "rpc.service" => self.service = Some(value.to_owned()),
+            "rpc.method" => self.method = Some(value.to_owned()),
+            _ => {}
+        }
+    }
+
+    fn record_debug(&mut self, _field: &Field, _value: &dyn Debug) {}
+}
