@@ -94,7 +94,7 @@ const NAMED_OTHERWISE: &[(&str, &[&str])] = &[
 
 async fn compared(world: &World) -> Result<()> {
     let contract = Contract::read(&repository())?;
-    let seen = seen(world).await?;
+    let seen = Box::pin(seen(world)).await?;
     let unknown = BTreeSet::new();
     let mut broken = Vec::new();
     for function in contract.functions() {
@@ -138,7 +138,7 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     dns.remove(tenant).await?;
     let change = dns.ensure(tenant).await?;
     let check = DnsCheck::from_env(env)?;
-    let verified = async { Ok(drop(check.check(tenant, change["change_id"].as_str()).await?)) };
+    let verified = async { Ok(check.check(tenant, change["change_id"].as_str()).await?) };
     seen.insert("VerifyDnsRecordFunction", calls(verified).await?);
     let config = TenantConfig::from_env(env)?;
     let mut made = calls(ensured_twice(&config, tenant)).await?;
@@ -152,8 +152,9 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
 
     let mail = Mail::from_env(env)?;
     let owner = Contact { name: "Ada".into(), email: "ada@calls.example".into() };
-    let welcome = async { Ok(drop(mail.send_welcome(tenant, &owner, &tenant.host(BASE_DOMAIN)).await?)) };
-    seen.insert("SendWelcomeEmailFunction", calls(welcome).await?);
+    let host = tenant.host(BASE_DOMAIN);
+    let welcome = async { Ok(mail.send_welcome(tenant, &owner, &host).await?) };
+    seen.insert("SendWelcomeEmailFunction", Box::pin(calls(welcome)).await?);
     let event = "INSERT INTO outbox (id, tenant_id, version, type, occurred_at, detail)
                  VALUES (gen_random_uuid(), $1, 1, 'tenant.test', now(), '{}')";
     registry.execute(event, &[&tenant.id.0]).await?;
@@ -206,7 +207,7 @@ async fn loosen(iam: &aws_sdk_iam::Client, role: &str) -> Result<()> {
 }
 
 /// IAM's names of the AWS operations that a future calls, as the SDK's own spans name them.
-async fn calls(work: impl Future<Output = Result<()>>) -> Result<BTreeSet<String>> {
+async fn calls<T>(work: impl Future<Output = Result<T>>) -> Result<BTreeSet<String>> {
     let spans = Spans::default();
     work.with_subscriber(tracing_subscriber::registry().with(spans.clone())).await?;
     let spans = std::mem::take(&mut *spans.0.lock().unwrap_or_else(PoisonError::into_inner));
