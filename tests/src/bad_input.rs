@@ -138,7 +138,11 @@ fn table() -> Vec<Bad> {
         Bad("plan in upper case", with(json!({"plan": "Starter"})), &["plan must be one of"]),
         Bad("plan empty", with(json!({"plan": ""})), &["plan must be one of"]),
         Bad("plan a number", with(json!({"plan": 1})), &["plan must be a text"]),
-        Bad("plan that no server is open for", with(json!({"plan": "enterprise"})), &["plan enterprise is not offered here"]),
+        Bad(
+            "plan that no server is open for",
+            with(json!({"plan": "enterprise"})),
+            &["plan enterprise is not offered here"],
+        ),
         Bad("region elsewhere", with(json!({"region": "eu-central-1"})), &["region eu-central-1 is not served"]),
         Bad("region not of AWS", with(json!({"region": "mars-north"})), &["region must be the name of an AWS region"]),
         Bad("region an availability zone", with(json!({"region": "us-east-1a"})), &["region must be the name of"]),

@@ -19,6 +19,7 @@ use tenantry_core::resource::dns::DnsRecord;
 use tenantry_core::resource::identity::Identity;
 use tenantry_core::resource::tenant_config::TenantConfig;
 use tenantry_core::step::Step;
+use tenantry_core::steps::compensation::ReleaseTenant;
 use tenantry_core::steps::provisioning::BeginProvisioning;
 use tenantry_core::steps::publish::PublishEvents;
 use tenantry_core::steps::recovery::RecoverExecution;
@@ -62,6 +63,11 @@ const UNSEEN: &[(&str, &str)] = &[
     ("*", "secretsmanager:GetSecretValue"),
     // The local cluster is not EKS's.
     ("CreateNamespaceFunction", "eks:DescribeCluster"),
+    ("RemoveNamespaceFunction", "eks:DescribeCluster"),
+    ("ReleaseTenantFunction", "eks:DescribeCluster"),
+    ("ReleaseTenantFunction", "eks:DescribePodIdentityAssociation"),
+    ("RemoveIdentityFunction", "eks:DeletePodIdentityAssociation"),
+    ("RemoveIdentityFunction", "eks:DescribePodIdentityAssociation"),
     ("CreateIdentityFunction", "eks:CreatePodIdentityAssociation"),
     ("CreateIdentityFunction", "eks:DescribePodIdentityAssociation"),
     ("CreateIdentityFunction", "eks:TagResource"),
@@ -84,7 +90,10 @@ const NAMED_OTHERWISE: &[(&str, &[&str])] = &[
     ("s3:GetBucketEncryption", &["s3:GetEncryptionConfiguration"]),
     ("s3:GetBucketLifecycleConfiguration", &["s3:GetLifecycleConfiguration"]),
     ("s3:GetPublicAccessBlock", &["s3:GetBucketPublicAccessBlock"]),
+    ("s3:DeleteObjects", &["s3:DeleteObject", "s3:DeleteObjectVersion"]),
     ("s3:HeadBucket", &["s3:ListBucket"]),
+    ("s3:ListMultipartUploads", &["s3:ListBucketMultipartUploads"]),
+    ("s3:ListObjectVersions", &["s3:ListBucketVersions"]),
     ("s3:PutBucketEncryption", &["s3:PutEncryptionConfiguration"]),
     ("s3:PutBucketLifecycleConfiguration", &["s3:PutLifecycleConfiguration"]),
     ("s3:PutPublicAccessBlock", &["s3:PutBucketPublicAccessBlock"]),
@@ -156,13 +165,26 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     let welcome = async { Ok(mail.send_welcome(tenant, &owner, &host).await?) };
     seen.insert("SendWelcomeEmailFunction", Box::pin(calls(welcome)).await?);
     let event = "INSERT INTO outbox (id, tenant_id, version, type, occurred_at, detail)
-                 VALUES (gen_random_uuid(), $1, 1, 'tenant.test', now(), '{}')";
+                 VALUES (gen_random_uuid(), $1, 1000, 'tenant.test', now(), '{}')";
     registry.execute(event, &[&tenant.id.0]).await?;
     seen.insert("PublishEventsFunction", calls(run(&PublishEvents::from_env(env)?, &by_hand)).await?);
 
+    // Released too early, it finds everything; then the undos remove it.
+    let held = "UPDATE tenants SET status = 'provisioning', execution = $2, execution_since = now() WHERE id = $1";
+    let early = execution("early");
+    registry.execute(held, &[&tenant.id.0, &early]).await?;
+    let release = json!({"tenant_id": tenant.id, "execution": early});
+    seen.insert("ReleaseTenantFunction", Box::pin(calls(run(&ReleaseTenant::from_env(env)?, &release))).await?);
+    fill(&world.s3(), &tenant.bucket()).await?;
+    loosen(&aws_sdk_iam::Client::new(&env.aws), &tenant.role()).await?;
+    seen.insert("RemoveConfigFunction", calls(removed(&config, tenant)).await?);
+    seen.insert("RemoveDnsRecordFunction", calls(removed(&dns, tenant)).await?);
+    seen.insert("RemoveBucketFunction", calls(removed(&bucket, tenant)).await?);
+    seen.insert("RemoveIdentityFunction", calls(removed(&identity, tenant)).await?);
+    seen.insert("RemoveDatabaseFunction", calls(removed(&database, tenant)).await?);
+
     // A holder that Step Functions does not know is taken over; one that was stopped is recovered from.
     let (gone, next) = (execution("gone"), execution("next"));
-    let held = "UPDATE tenants SET status = 'provisioning', execution = $2, execution_since = now() WHERE id = $1";
     registry.execute(held, &[&tenant.id.0, &gone]).await?;
     let begin = json!({"tenant_id": tenant.id, "execution": next});
     seen.insert("BeginProvisioningFunction", calls(run(&BeginProvisioning::from_env(env)?, &begin)).await?);
@@ -172,10 +194,6 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     while world.record(tenant.slug.as_str()).await?.tenant.status != Status::Pending {
         ensure!(begun.elapsed() < PATIENCE, "nothing gave the tenant back");
         sleep(Duration::from_millis(200)).await;
-    }
-    let resources: [&dyn Resource; 5] = [&dns, &config, &bucket, &identity, &database];
-    for resource in resources {
-        resource.remove(tenant).await?;
     }
     Ok(seen)
 }
@@ -192,6 +210,21 @@ async fn run(step: &dyn Step, input: &Value) -> Result<()> {
 async fn ensured_twice(resource: &dyn Resource, tenant: &Tenant) -> Result<()> {
     resource.ensure(tenant).await?;
     resource.ensure(tenant).await?;
+    Ok(())
+}
+
+async fn removed(resource: &dyn Resource, tenant: &Tenant) -> Result<()> {
+    Ok(resource.remove(tenant).await?)
+}
+
+/// Two versions of an object, a marker that it was deleted, and an upload that was never completed.
+async fn fill(s3: &aws_sdk_s3::Client, bucket: &str) -> Result<()> {
+    for text in ["one", "two"] {
+        let body = aws_sdk_s3::primitives::ByteStream::from_static(text.as_bytes());
+        s3.put_object().bucket(bucket).key("object").body(body).send().await?;
+    }
+    s3.delete_object().bucket(bucket).key("object").send().await?;
+    s3.create_multipart_upload().bucket(bucket).key("upload").send().await?;
     Ok(())
 }
 

@@ -55,6 +55,7 @@ cases! {
     flow::NOTHING_UNDONE_BEFORE_THE_FENCE: "before BeginProvisioning a failure touches nothing",
     flow::SUPERSEDED_ENDS_QUIETLY: "after BeginProvisioning the first Catch is Superseded, and ends quietly",
     flow::FAILURES_GO_WHERE_THEY_BELONG: "the last Catch of a step goes where its side of the pivot asks",
+    flow::UNDOS_REVERSE_THE_STEPS: "undos reverse the steps, and a failure enters at its own step's",
     flow::PERSONAL_DATA_IS_DROPPED: "the state holds no personal data after registration",
     machines::COMMENTED: "every state says what it is for",
     machines::FUNCTIONS_EXIST: "every function a machine names is in the template and has a binary",
@@ -154,6 +155,12 @@ impl Contract {
     fn properties(&mut self, id: &str) -> &mut Value {
         &mut self.template["Resources"][id]["Properties"]
     }
+}
+
+/// The logical id of the function that a state calls: it has the state's name, unless two states share one.
+fn function_of(state: &str) -> String {
+    let name = if state == "PublishFailure" { "PublishEvents" } else { state };
+    format!("{name}Function")
 }
 
 /// `CreateBucketFunction`'s and `CreateBucket`'s binary: `create-bucket`.

@@ -164,12 +164,12 @@ fn with(world: &World, name: &str, value: &str) -> Environment {
     Environment::new(world.env.aws.clone(), variables)
 }
 
-fn record(name: &str, record_type: RrType, ttl: i64, value: &str) -> Result<ResourceRecordSet> {
+pub fn record(name: &str, record_type: RrType, ttl: i64, value: &str) -> Result<ResourceRecordSet> {
     let value = ResourceRecord::builder().value(value).build()?;
     Ok(ResourceRecordSet::builder().name(name).r#type(record_type).ttl(ttl).resource_records(value).build()?)
 }
 
-async fn change(world: &World, action: ChangeAction, set: ResourceRecordSet) -> Result<()> {
+pub async fn change(world: &World, action: ChangeAction, set: ResourceRecordSet) -> Result<()> {
     let change = Change::builder().action(action).resource_record_set(set).build()?;
     let batch = ChangeBatch::builder().changes(change).build()?;
     let zone = world.env.required("HOSTED_ZONE_ID")?;

@@ -6,6 +6,7 @@ mod bad_input;
 mod bucket;
 mod bus;
 mod calls;
+mod compensation;
 mod contract;
 mod database;
 mod dns;
@@ -56,6 +57,7 @@ const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("mail", mail::CASES),
     ("calls", calls::CASES),
     ("provisioning", provisioning::CASES),
+    ("compensation", compensation::CASES),
     ("triggers", triggers::CASES),
     ("logs", logs::CASES),
 ];

@@ -15,9 +15,18 @@ const FENCE: &str = "BeginProvisioning";
 const PIVOT: &str = "ActivateTenant";
 /// Which tells on which side of the pivot a failure left the tenant.
 const CONFIRM: &str = "ConfirmActivation";
-/// Where a failure before the pivot leads.
+/// The steps that make something, in order, each with what removes it again.
+const UNDOES: &[(&str, &str)] = &[
+    ("CreateDatabase", "RemoveDatabase"),
+    ("CreateIdentity", "RemoveIdentity"),
+    ("CreateBucket", "RemoveBucket"),
+    ("CreateNamespace", "RemoveNamespace"),
+    ("CreateDnsRecord", "RemoveDnsRecord"),
+    ("SeedConfig", "RemoveConfig"),
+];
+/// Where the undos end.
 const RELEASE: &str = "ReleaseTenant";
-/// Where a failure after the pivot leads.
+/// Where a failure after the pivot leads, and one that leaves open what is left.
 const FLAG: &str = "FlagTenant";
 
 /// The answers of functions that may stay in the state.
@@ -177,19 +186,100 @@ pub(super) const SUPERSEDED_ENDS_QUIETLY: Rule = Rule {
     ],
 };
 
+/// The steps from the fence to the pivot, in order.
+fn steps(states: &Value) -> Vec<&str> {
+    let next = |name: &str| states[name]["Next"].as_str();
+    let first = UNDOES.first().map(|(step, _)| *step);
+    std::iter::successors(first, |name| next(name)).take_while(|name| *name != PIVOT).take(100).collect()
+}
+
+fn undo_of(step: &str) -> Option<&'static str> {
+    UNDOES.iter().find(|(done, _)| *done == step).map(|(_, undo)| *undo)
+}
+
+pub(super) const UNDOS_REVERSE_THE_STEPS: Rule = Rule {
+    check: |contract| {
+        let (states, _) = provisioning(contract);
+        let steps = steps(states);
+        let mut broken = Vec::new();
+        let undone: Vec<&str> = steps.iter().copied().filter(|step| undo_of(step).is_some()).collect();
+        if undone != UNDOES.iter().map(|(step, _)| *step).collect::<Vec<_>>() {
+            broken
+                .push(format!("the steps that make something go {undone:?}, and their undos are kept for {UNDOES:?}"));
+        }
+        let chain: Vec<&str> = UNDOES.iter().rev().map(|(_, undo)| *undo).chain([RELEASE]).collect();
+        for pair in chain.windows(2) {
+            let (undo, following) = (pair[0], pair[1]);
+            let last = each(&states[undo]["Catch"]).last().unwrap_or(&Value::Null);
+            if states[undo]["Next"] != following || last["Next"] != following {
+                broken.push(format!("{undo} must lead to {following}, whether it succeeds or fails for good"));
+            }
+            if each(&states[undo]["Catch"]).iter().any(|clause| clause["ResultPath"] == "$.error") {
+                broken.push(format!("{undo} must keep $.error, the reason that all are undone for"));
+            }
+        }
+        let mut own = None;
+        for step in steps {
+            own = undo_of(step).or(own);
+            let last = each(&states[step]["Catch"]).last().unwrap_or(&Value::Null);
+            if last["Next"].as_str() != own || last["ResultPath"] != "$.error" {
+                broken.push(format!(
+                    "{step}: the last Catch must lead to {own:?} with $.error: it may have taken effect"
+                ));
+            }
+        }
+        for (asked, found) in [
+            ("IsActive", &states["IsActive"]["Default"]),
+            ("IntendToCompensate", &states["IntendToCompensate"]["Next"]),
+        ] {
+            if found != chain[0] {
+                broken.push(format!("{asked} must lead to {}, where the whole chain begins", chain[0]));
+            }
+        }
+        broken
+    },
+    breaches: &[
+        ("a failed bucket that is left", |contract| {
+            contract.state("CreateBucket")["Catch"][1]["Next"] = json!("RemoveIdentity");
+        }),
+        ("a failed bucket that only flags the tenant", |contract| {
+            contract.state("CreateBucket")["Catch"][1]["Next"] = json!(FLAG);
+        }),
+        ("a failed verification that leaves the record", |contract| {
+            contract.state("VerifyDnsRecord")["Catch"][1]["Next"] = json!("RemoveNamespace");
+        }),
+        ("undos in the order of the steps", |contract| {
+            contract.state("RemoveBucket")["Next"] = json!("RemoveNamespace");
+        }),
+        ("an undo that ends the chain when it fails", |contract| {
+            contract.state("RemoveBucket")["Catch"][1]["Next"] = json!(RELEASE);
+        }),
+        ("an undo that forgets why", |contract| {
+            contract.state("RemoveBucket")["Catch"][1]["ResultPath"] = json!("$.error");
+        }),
+        ("an undo that never learns the reason", |contract| {
+            contract.state("CreateBucket")["Catch"][1]["ResultPath"] = json!("$.reason");
+        }),
+        ("a compensation that begins in the middle", |contract| {
+            contract.state("IntendToCompensate")["Next"] = json!("RemoveBucket");
+        }),
+        ("a step without an undo", |contract| contract.state("CreateIdentity")["Next"] = json!("CreateNamespace")),
+    ],
+};
+
 pub(super) const FAILURES_GO_WHERE_THEY_BELONG: Rule = Rule {
     check: |contract| {
         let (states, _) = provisioning(contract);
-        let forward = |from| reached(states, from, |_, exit| !exit.caught);
         let mut broken = Vec::new();
-        for name in forward(FENCE).into_iter().chain([CONFIRM, FLAG]).filter(|name| states[*name]["Type"] == "Task") {
-            let (asked, why) = match name {
-                FENCE => continue,
-                PIVOT => (CONFIRM, "nobody knows yet on which side of the pivot the tenant is"),
-                CONFIRM | RELEASE | FLAG => ("ProvisioningInterrupted", "the registry itself could not be told"),
-                step if forward(step).contains(PIVOT) => (RELEASE, "the tenant is not in service"),
-                _ => (FLAG, "the tenant is in service, and stays so"),
-            };
+        let after = reached(states, PIVOT, |_, exit| !exit.caught).into_iter().filter(|name| *name != PIVOT);
+        let after =
+            after.filter(|name| states[*name]["Type"] == "Task").map(|name| (name, FLAG, "it stays in service"));
+        for (name, asked, why) in after.chain([
+            (PIVOT, CONFIRM, "nobody knows yet on which side of the pivot the tenant is"),
+            (CONFIRM, "ProvisioningInterrupted", "the registry itself could not be told"),
+            (RELEASE, FLAG, "nobody knows what is left"),
+            (FLAG, "ProvisioningInterrupted", "the registry itself could not be told"),
+        ]) {
             let last = each(&states[name]["Catch"]).last().unwrap_or(&Value::Null);
             if last["Next"] != asked || last["ResultPath"] != "$.error" {
                 broken.push(format!("{name}: the last Catch must lead to {asked} with $.error: {why}"));
@@ -197,36 +287,30 @@ pub(super) const FAILURES_GO_WHERE_THEY_BELONG: Rule = Rule {
         }
         let succeeds = |name: &&str| states[*name]["End"] == true || states[*name]["Type"] == "Succeed";
         for handler in [RELEASE, FLAG] {
-            broken.extend(forward(handler).iter().filter(|name| succeeds(name)).map(|name| {
+            let ends = reached(states, handler, |_, exit| !exit.caught);
+            broken.extend(ends.iter().filter(|name| succeeds(name)).map(|name| {
                 format!(
                     "{handler} leads to {name}, which succeeds: the execution must fail, so that the operator sees it"
                 )
             }));
         }
-        let confirmed = exits(&states["IsActive"]).iter().map(|exit| exit.to.to_owned()).collect::<Vec<_>>();
-        let next = states[PIVOT]["Next"].as_str().unwrap_or_default();
-        if states[CONFIRM]["Next"] != "IsActive" || confirmed != [next, RELEASE] {
-            broken.push(format!("{CONFIRM} must lead to {next} where the tenant is active, and else to {RELEASE}"));
+        let next = &states[PIVOT]["Next"];
+        if states[CONFIRM]["Next"] != "IsActive" || states["IsActive"]["Choices"][0]["Next"] != *next {
+            broken.push(format!("{CONFIRM} must lead to {next} where the tenant is active"));
         }
         broken
     },
     breaches: &[
         ("a failed mail that takes the tenant out of service", |contract| {
-            contract.state("SendWelcomeEmail")["Catch"][1]["Next"] = json!(RELEASE);
-        }),
-        ("a failed bucket that only flags the tenant", |contract| {
-            contract.state("CreateBucket")["Catch"][1]["Next"] = json!(FLAG);
+            contract.state("SendWelcomeEmail")["Catch"][1]["Next"] = json!("RemoveConfig");
         }),
         ("an unanswered activation that is undone unseen", |contract| {
-            contract.state(PIVOT)["Catch"][1]["Next"] = json!(RELEASE);
+            contract.state(PIVOT)["Catch"][1]["Next"] = json!("RemoveConfig");
         }),
         ("an activation that took effect and is undone", |contract| {
-            contract.state("IsActive")["Choices"][0]["Next"] = json!(RELEASE);
+            contract.state("IsActive")["Choices"][0]["Next"] = json!("RemoveConfig");
         }),
-        ("an undo that repeats itself", |contract| contract.state(RELEASE)["Catch"][1]["Next"] = json!(RELEASE)),
-        ("an undo that never learns the reason", |contract| {
-            contract.state("CreateBucket")["Catch"][1]["ResultPath"] = json!("$.reason");
-        }),
+        ("a release that repeats itself", |contract| contract.state(RELEASE)["Catch"][1]["Next"] = json!(RELEASE)),
         ("a failure that looks like success", |contract| contract.state(RELEASE)["Next"] = json!("NothingToDo")),
     ],
 };

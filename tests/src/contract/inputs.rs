@@ -204,6 +204,24 @@ fn matches(contract: &Contract, rule: &Value, entry: &Value) -> bool {
 /// Events as the outbox writes them, one for each plan and isolation.
 fn sent(event_type: &str) -> Vec<Value> {
     let mut sent = Vec::new();
+    let failed = |step: Value, clean: bool| {
+        json!({
+            "event_id": "5d0f9a5c-9c3e-4d52-8f0a-5b1f6c1d2e04",
+            "schema_version": 1,
+            "version": 2,
+            "occurred_at": "2026-11-24T08:00:00.123456Z",
+            "tenant_id": "5d0f9a5c-9c3e-4d52-8f0a-5b1f6c1d2e05",
+            "slug": "acme",
+            "plan": "growth",
+            "region": REGION,
+            "failed_step": step,
+            "error": "States.Timeout",
+            "clean": clean,
+        })
+    };
+    if event_type == "tenant.provisioning_failed" {
+        return vec![failed(json!("create-bucket"), true), failed(Value::Null, false)];
+    }
     for (plan, isolation) in
         Plan::ALL.iter().flat_map(|plan| Isolation::ALL.iter().map(move |isolation| (plan, isolation)))
     {

@@ -8,7 +8,7 @@ use tenantry_core::steps::provisioning::FUNCTION_TIMEOUT;
 use tenantry_core::{aws, postgres};
 
 use super::template::{each, effective};
-use super::{Rule, kebab, remove};
+use super::{Rule, function_of, kebab, remove};
 
 /// Error names that AWS itself gives to what a Task failed on.
 const AWS_ERRORS: &[&str] = &["States.ALL", "States.Timeout", "States.TaskFailed", "States.Permissions"];
@@ -32,11 +32,11 @@ pub(super) const FUNCTIONS_EXIST: Rule = Rule {
         let mut broken = Vec::new();
         for (machine, name, task) in contract.tasks() {
             let called = task["Parameters"]["FunctionName"].as_str().unwrap_or_default();
-            if task["Resource"] != "arn:aws:states:::lambda:invoke" || called != format!("${{{name}Function}}") {
-                broken.push(format!("{machine}: {name} must invoke ${{{name}Function}}, not {called:?}"));
+            let id = function_of(name);
+            if task["Resource"] != "arn:aws:states:::lambda:invoke" || called != format!("${{{id}}}") {
+                broken.push(format!("{machine}: {name} must invoke ${{{id}}}, not {called:?}"));
                 continue;
             }
-            let id = format!("{name}Function");
             let function = &contract.template["Resources"][&id];
             let filled_in = contract.resources("AWS::Serverless::StateMachine").any(|(_, machine)| {
                 machine["Properties"]["DefinitionSubstitutions"][&id] == json!({"Fn::GetAtt": format!("{id}.Arn")})
@@ -44,8 +44,8 @@ pub(super) const FUNCTIONS_EXIST: Rule = Rule {
             if function["Type"] != "AWS::Serverless::Function" || !filled_in {
                 broken.push(format!("{machine}: {name}: {id} is not a function of the template, or not substituted"));
             }
-            if !contract.binaries.contains(&kebab(name)) {
-                broken.push(format!("{machine}: {name} has no binary {}", kebab(name)));
+            if !contract.binaries.contains(&kebab(&id)) {
+                broken.push(format!("{machine}: {name} has no binary {}", kebab(&id)));
             }
         }
         broken
@@ -203,7 +203,7 @@ pub(super) const TIMEOUTS_NEST: Rule = Rule {
             }
         }
         for (machine, name, task) in contract.tasks() {
-            let function = &contract.template["Resources"][format!("{name}Function")];
+            let function = &contract.template["Resources"][function_of(name)];
             let function = effective(contract, function, "Timeout").as_u64().map(Duration::from_secs);
             let patience = task["TimeoutSeconds"].as_u64().map(Duration::from_secs);
             match (function, patience) {

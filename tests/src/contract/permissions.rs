@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::template::{each, taken, target};
-use super::{Contract, Rule, remove};
+use super::{Contract, Rule, function_of, remove};
 
 const FUNCTION: &str = "AWS::Serverless::Function";
 const MACHINE: &str = "AWS::Serverless::StateMachine";
@@ -276,8 +276,7 @@ pub(super) const MACHINES_CALL_THEIR_FUNCTIONS: Rule = Rule {
         for (id, machine) in contract.resources(MACHINE) {
             let uri = machine["Properties"]["DefinitionUri"].as_str().unwrap_or_default();
             let name = uri.trim_start_matches("../statemachines/").trim_end_matches(".asl.json");
-            let called =
-                contract.tasks().filter(|(of, _, _)| *of == name).map(|(_, state, _)| format!("{state}Function"));
+            let called = contract.tasks().filter(|(of, _, _)| *of == name).map(|(_, state, _)| function_of(state));
             let called: BTreeSet<String> = called.collect();
             let filled_in = machine["Properties"]["DefinitionSubstitutions"].as_object();
             let filled_in: BTreeSet<String> = filled_in.into_iter().flatten().map(|(name, _)| name.clone()).collect();

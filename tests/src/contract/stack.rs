@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::template::{each, effective, prefixed, target};
-use super::{Contract, Rule, kebab, remove};
+use super::{Contract, Rule, function_of, kebab, remove};
 
 const FUNCTION: &str = "AWS::Serverless::Function";
 const MACHINE: &str = "AWS::Serverless::StateMachine";
@@ -35,7 +35,7 @@ fn keeps_logs(contract: &Contract, group: &Value) -> bool {
 pub(super) const ONE_FUNCTION_A_BINARY: Rule = Rule {
     check: |contract| {
         let mut broken = Vec::new();
-        let mut called: BTreeSet<String> = contract.tasks().map(|(_, name, _)| format!("{name}Function")).collect();
+        let mut called: BTreeSet<String> = contract.tasks().map(|(_, name, _)| function_of(name)).collect();
         called.extend(targets(contract).filter_map(|(_, _, called)| target(&called["Arn"])).map(str::to_owned));
         let custom =
             contract.resources(MIGRATIONS).filter_map(|(_, custom)| target(&custom["Properties"]["ServiceToken"]));

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use tokio_postgres::{Client, GenericClient, Transaction};
 
-use super::{Record, Selector, audit, journal, read, read_for_update};
+use super::{Record, Selector, audit, journal, outbox, read, read_for_update};
 use crate::error::StepError;
 use crate::tenant::{InvalidName, Status, TenantId};
 
@@ -247,8 +247,26 @@ pub struct Failure {
     pub message: String,
 }
 
-/// Returns a tenant to `pending` with the reason, and gives the fence back. Again is a no-op. The failed step is the one
-/// that the journal shows as begun and not ended.
+/// Keeps which step failed, and why, before the undos begin: the one that the journal shows as begun and not ended. Once
+/// the undo of that step has begun there is none any more, and nothing changes.
+///
+/// # Errors
+/// When the registry cannot be written.
+pub async fn note_failure(
+    client: &Client,
+    tenant: TenantId,
+    execution: &str,
+    failure: &Failure,
+) -> Result<(), StepError> {
+    let Some(step) = journal::unfinished(client, tenant).await? else { return Ok(()) };
+    let sql = "UPDATE tenants SET failed_step = $3, failed_error = $4, failed_message = $5, failed_at = now()
+               WHERE id = $1 AND execution = $2";
+    client.execute(sql, &[&tenant.0, &execution, &step, &failure.error, &failure.message]).await?;
+    Ok(())
+}
+
+/// Returns a tenant to `pending` with the reason, gives the fence back, and tells the world. `leftovers` are the kinds of
+/// what could not be removed: with any, the tenant needs an operator; without, it needs none any more. Again is a no-op.
 ///
 /// # Errors
 /// `Superseded` when another execution holds the tenant.
@@ -257,6 +275,7 @@ pub async fn release(
     tenant: TenantId,
     execution: &str,
     failure: &Failure,
+    leftovers: &[&str],
 ) -> Result<(), StepError> {
     let transaction = client.transaction().await?;
     audit::act_as(&transaction, execution).await?;
@@ -265,15 +284,30 @@ pub async fn release(
         return Ok(());
     }
     check(&record, &Actor::Execution(execution.to_owned()), &[Status::Provisioning])?;
-    let step = journal::unfinished(&transaction, tenant).await?;
-    transaction
-        .execute(
-            "UPDATE tenants SET status = 'pending', execution = NULL, execution_since = NULL,
-                    failed_step = $2, failed_error = $3, failed_message = $4, failed_at = now()
-             WHERE id = $1",
-            &[&tenant.0, &step, &failure.error, &failure.message],
+    let unfinished = journal::unfinished(&transaction, tenant).await?;
+    let left = leftovers.join(", ");
+    let reason = (!left.is_empty())
+        .then(|| format!("compensation after {} could not remove: {left} ({})", failure.error, failure.message));
+    // A step that was noted under this fence is the one that failed, although its undo has been journaled since.
+    let row = transaction
+        .query_one(
+            "UPDATE tenants SET status = 'pending', execution = NULL, execution_since = NULL, needs_operator = $5,
+                    failed_step = coalesce($2, CASE WHEN failed_at >= execution_since THEN failed_step END),
+                    failed_error = $3, failed_message = $4, failed_at = now()
+             WHERE id = $1 RETURNING failed_step",
+            &[&tenant.0, &unfinished, &failure.error, &failure.message, &reason],
         )
         .await?;
+    if reason.is_some() {
+        let detail = serde_json::json!({ "left_over": leftovers });
+        audit::record(&transaction, tenant, execution, "needs_operator", &detail).await?;
+    }
+    let failed_step: Option<String> = row.try_get(0)?;
+    let detail = serde_json::json!({
+        "slug": record.tenant.slug, "plan": record.tenant.plan, "region": record.tenant.region,
+        "failed_step": failed_step, "error": failure.error, "clean": leftovers.is_empty(),
+    });
+    outbox::enqueue(&transaction, tenant, "tenant.provisioning_failed", detail).await?;
     transaction.commit().await?;
     Ok(())
 }

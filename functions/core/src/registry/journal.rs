@@ -104,6 +104,53 @@ pub async fn failed(
     Ok(())
 }
 
+/// Records that a step's undo begins, whether or not the step was seen to begin: from now on it is not done.
+///
+/// # Errors
+/// `Superseded` when the tenant changed hands since `record` was read.
+pub async fn begin_undo(
+    client: &impl GenericClient,
+    record: &Record,
+    step: &str,
+    actor: &Actor,
+) -> Result<(), StepError> {
+    let begun = client
+        .execute(
+            "INSERT INTO step_journal (tenant_id, step, state, execution)
+             SELECT id, $2, 'undoing', $3 FROM tenants WHERE id = $1 AND execution IS NOT DISTINCT FROM $4
+             ON CONFLICT (tenant_id, step) DO UPDATE
+             SET state = 'undoing', execution = excluded.execution, finished_at = NULL",
+            &[&record.tenant.id.0, &step, &actor.to_string(), &record.execution],
+        )
+        .await?;
+    changed_hands_unless(begun == 1, record, actor)
+}
+
+/// Records how a step's undo ended.
+///
+/// # Errors
+/// `Superseded` when the tenant changed hands while the undo acted.
+pub async fn end_undo(
+    client: &impl GenericClient,
+    record: &Record,
+    step: &str,
+    actor: &Actor,
+    error: Option<&StepError>,
+) -> Result<(), StepError> {
+    let error = error.map(|error| format!("{}: {error}", error.name()));
+    let ended = client
+        .execute(
+            "UPDATE step_journal j SET state = CASE WHEN $4::text IS NULL THEN 'undone' ELSE 'undo_failed' END,
+                    finished_at = now(), made = CASE WHEN $4::text IS NULL THEN NULL ELSE made END,
+                    error = coalesce($4, error)
+             FROM tenants t WHERE t.id = $1 AND t.execution IS NOT DISTINCT FROM $5
+                AND j.tenant_id = t.id AND j.step = $2 AND j.execution = $3",
+            &[&record.tenant.id.0, &step, &actor.to_string(), &error, &record.execution],
+        )
+        .await?;
+    changed_hands_unless(ended == 1, record, actor)
+}
+
 /// The newest step that began and is not done: the one that an execution failed in.
 ///
 /// # Errors

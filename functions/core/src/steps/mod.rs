@@ -1,6 +1,7 @@
 //! The steps that are not about one resource: signing up, taking and giving back the fence, activation, and what follows.
 
 pub mod activation;
+pub mod compensation;
 pub mod dns;
 pub mod provisioning;
 pub mod publish;

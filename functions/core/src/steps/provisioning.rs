@@ -1,4 +1,4 @@
-//! BeginProvisioning, CloseProvisioning, ReleaseTenant and FlagTenant: the fence's way through an execution.
+//! BeginProvisioning, CloseProvisioning and FlagTenant: the fence's way through an execution.
 
 use std::time::Duration;
 
@@ -39,7 +39,6 @@ pub struct Settle {
 #[derive(Clone, Copy)]
 enum How {
     Close,
-    Release,
     Flag,
 }
 
@@ -135,14 +134,6 @@ impl Settle {
         Ok(Box::new(Settle { registry: Database::registry(env)?, how: How::Close }))
     }
 
-    /// ReleaseTenant: back to `pending`, with the reason.
-    ///
-    /// # Errors
-    /// `Misconfigured` when a setting is missing.
-    pub fn release(env: &Environment) -> Result<Box<dyn Step>, StepError> {
-        Ok(Box::new(Settle { registry: Database::registry(env)?, how: How::Release }))
-    }
-
     /// FlagTenant: an operator has to look; the tenant stays in service.
     ///
     /// # Errors
@@ -161,10 +152,7 @@ impl Step for Settle {
         log_tenant(&record.tenant);
         let id = record.tenant.id;
         let Actor::Execution(execution) = &call.actor else {
-            let settled: &[Status] = match self.how {
-                How::Close | How::Flag => &[Status::Active, Status::Suspended],
-                How::Release => &[Status::Pending],
-            };
+            let settled = &[Status::Active, Status::Suspended];
             return by_hand(&record, settled, json!({ "step": name, "outcome": "nothing to do" }));
         };
         let failure = call.failure.unwrap_or_else(|| Failure {
@@ -173,7 +161,6 @@ impl Step for Settle {
         });
         match self.how {
             How::Close => fence::give_back(&client, id, execution).await?,
-            How::Release => fence::release(&mut client, id, execution, &failure).await?,
             How::Flag => fence::flag(&mut client, id, execution, &failure).await?,
         }
         Ok(json!({ "step": name, "outcome": "done" }))

@@ -1,0 +1,158 @@
+//! Compensation: each resource of a failed attempt removed again, in reverse order, and ReleaseTenant, which looks whether
+//! that worked and returns the tenant to `pending`.
+
+use async_trait::async_trait;
+use futures::future::join_all;
+use serde_json::{Value, json};
+
+use super::provisioning::by_hand;
+use crate::environment::Environment;
+use crate::error::{Problem, StepError};
+use crate::postgres::Database;
+use crate::registry::fence::{self, Actor, Failure};
+use crate::registry::{self, Record, journal};
+use crate::request::StepCall;
+use crate::resource::bucket::Bucket;
+use crate::resource::database::TenantDatabase;
+use crate::resource::dns::DnsRecord;
+use crate::resource::identity::Identity;
+use crate::resource::namespace::Namespace;
+use crate::resource::tenant_config::TenantConfig;
+use crate::resource::{Inspection, Resource};
+use crate::step::{Step, log_tenant};
+use crate::tenant::{Status, Tenant};
+
+/// Removes one resource, under the fence. The step that made it is no longer done once this has begun.
+pub struct Undo {
+    registry: Database,
+    resource: Box<dyn Resource>,
+    undoes: &'static str,
+}
+
+/// Looks at every resource, and gives the tenant back: `pending` with the reason, and flagged when something is left over.
+pub struct ReleaseTenant {
+    registry: Database,
+    resources: Vec<Box<dyn Resource>>,
+}
+
+impl Undo {
+    /// The undo of the step of that name, which makes the resource.
+    ///
+    /// # Errors
+    /// `Misconfigured` when the registry's secret is not named.
+    pub fn of(
+        undoes: &'static str,
+        env: &Environment,
+        resource: Box<dyn Resource>,
+    ) -> Result<Box<dyn Step>, StepError> {
+        Ok(Box::new(Undo { registry: Database::registry(env)?, resource, undoes }))
+    }
+
+    async fn undo(&self, record: &Record, actor: &Actor) -> Result<Value, StepError> {
+        journal::begin_undo(&*self.registry.client().await?, record, self.undoes, actor).await?;
+        let removed = self.resource.remove(&record.tenant).await;
+        journal::end_undo(&*self.registry.client().await?, record, self.undoes, actor, removed.as_ref().err()).await?;
+        removed?;
+        Ok(json!({ "undone": self.undoes, "resource": self.resource.kind() }))
+    }
+}
+
+#[async_trait]
+impl Step for Undo {
+    async fn run(&self, name: &'static str, input: &Value) -> Result<Value, StepError> {
+        let call = StepCall::parse(input)?;
+        let record = registry::read(&*self.registry.client().await?, &call.tenant).await?;
+        log_tenant(&record.tenant);
+        fence::check(&record, &call.actor, &[Status::Provisioning])?;
+        let id = record.tenant.id;
+        let Actor::Execution(execution) = &call.actor else {
+            refuse_in_service(&record)?;
+            fence::lock_manual(&*self.registry.client().await?, id, &call.actor, name).await?;
+            let undone = self.undo(&record, &call.actor).await;
+            fence::unlock_manual(&*self.registry.client().await?, id).await?;
+            return undone;
+        };
+        if let Some(failure) = &call.failure {
+            // Before the journal forgets which step it was.
+            fence::note_failure(&*self.registry.client().await?, id, execution, failure).await?;
+        }
+        self.undo(&record, &call.actor).await
+    }
+}
+
+/// A person may clear up after a failed attempt, and may not take a tenant's things away while it is in service.
+fn refuse_in_service(record: &Record) -> Result<(), StepError> {
+    if record.tenant.status == Status::Pending {
+        return Ok(());
+    }
+    Err(StepError::InvalidRequest(vec![Problem {
+        field: "execution".into(),
+        rule: format!(
+            "must be the execution that compensates tenant {}: it is {}, and by hand only what a pending tenant left \
+             behind is removed",
+            record.tenant.slug, record.tenant.status
+        ),
+    }]))
+}
+
+impl ReleaseTenant {
+    /// Wires the step, with every resource that provisioning makes.
+    ///
+    /// # Errors
+    /// `Misconfigured` when a setting is missing.
+    pub fn from_env(env: &Environment) -> Result<Self, StepError> {
+        Ok(ReleaseTenant {
+            registry: Database::registry(env)?,
+            resources: vec![
+                Box::new(TenantDatabase::from_env(env)?),
+                Box::new(Identity::from_env(env)?),
+                Box::new(Bucket::from_env(env)?),
+                Box::new(Namespace::from_env(env)?),
+                Box::new(DnsRecord::from_env(env)?),
+                Box::new(TenantConfig::from_env(env)?),
+            ],
+        })
+    }
+
+    /// What of the tenant's still exists, all systems asked at once. What is another's is not the tenant's to leave behind.
+    async fn leftovers(&self, tenant: &Tenant) -> Result<Vec<&'static str>, StepError> {
+        let looks = self.resources.iter().map(|resource| async {
+            match resource.inspect(tenant).await {
+                Ok(Inspection::Absent | Inspection::Foreign(_)) => Ok(None),
+                Ok(Inspection::Present | Inspection::Drifted(_)) => Ok(Some(resource.kind())),
+                Err(error) => Err(error.during(&format!("looking whether the {} is gone", resource.kind()))),
+            }
+        });
+        let looks: Result<Vec<_>, _> = join_all(looks).await.into_iter().collect();
+        Ok(looks?.into_iter().flatten().collect())
+    }
+}
+
+#[async_trait]
+impl Step for ReleaseTenant {
+    async fn run(&self, name: &'static str, input: &Value) -> Result<Value, StepError> {
+        let call = StepCall::parse(input)?;
+        let record = registry::read(&*self.registry.client().await?, &call.tenant).await?;
+        log_tenant(&record.tenant);
+        let Actor::Execution(execution) = &call.actor else {
+            return by_hand(&record, &[Status::Pending], json!({ "step": name, "outcome": "nothing to do" }));
+        };
+        if record.tenant.status == Status::Pending && record.execution.is_none() {
+            return Ok(json!({ "step": name, "outcome": "done before" }));
+        }
+        fence::check(&record, &call.actor, &[Status::Provisioning])?;
+        let failure = call.failure.unwrap_or_else(|| Failure {
+            error: "Compensated".into(),
+            message: "an operator asked for what was made to be undone".into(),
+        });
+        let leftovers = self.leftovers(&record.tenant).await?;
+        if !leftovers.is_empty() {
+            tracing::error!(
+                leftovers = leftovers.join(", "),
+                "compensation left something behind: an operator is needed"
+            );
+        }
+        fence::release(&mut *self.registry.client().await?, record.tenant.id, execution, &failure, &leftovers).await?;
+        Ok(json!({ "step": name, "outcome": "done", "left_over": leftovers }))
+    }
+}
