@@ -90,6 +90,7 @@ async fn undo_fails(world: &World) -> Result<()> {
         "SELECT error FROM step_journal WHERE tenant_id = $1 AND step = 'create-database' AND state = 'undo_failed'";
     let recorded: String = registry.query_one(sql, &[&tenant.id.0]).await?.get(0);
     ensure!(recorded.contains("dropping role"), "{recorded}");
+    alarming(world, &tenant).await?;
     for (kind, found) in inspect_all(world, &tenant).await? {
         let left = kind == "database" || kind == "bucket";
         ensure!(left || found == Inspection::Absent, "{kind} is {found:?}: the others must still be undone");
@@ -199,6 +200,22 @@ async fn failure(world: &World, tenant: &Tenant) -> Result<(Option<String>, Opti
                WHERE id = $1 AND status = 'pending' AND execution IS NULL";
     let row = world.registry().await?.query_opt(sql, &[&tenant.id.0]).await?.context("it was not given back")?;
     Ok((row.get(0), row.get(1), row.get(2)))
+}
+
+/// A function logged what the alarm's metric counts.
+async fn alarming(world: &World, tenant: &Tenant) -> Result<()> {
+    let begun = Instant::now();
+    let id = tenant.id.to_string();
+    loop {
+        for line in crate::logs::ours(world).await? {
+            let line: Value = serde_json::from_str(&line).unwrap_or_default();
+            if line["needs_operator"] == true && line["tenant"] == id.as_str() {
+                return Ok(());
+            }
+        }
+        ensure!(begun.elapsed() < PATIENCE, "no line says that {id} needs an operator");
+        sleep(Duration::from_millis(200)).await;
+    }
 }
 
 async fn begins(world: &World, tenant: &Tenant) -> Result<bool> {

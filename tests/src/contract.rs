@@ -69,6 +69,7 @@ cases! {
     stack::RECOVERY_HEARS_OF_BAD_ENDS: "executions that end badly reach RecoverExecution",
     stack::RULES_HAVE_DEAD_LETTER_QUEUES: "every rule has a dead-letter queue that admits it",
     stack::FUNCTIONS_ARE_OBSERVED: "every function is traced, logged with retention, and bounded",
+    stack::OPERATORS_ARE_CALLED: "an alarm follows every flag that functions log",
     stack::MIGRATIONS_COME_FIRST: "migrations run on every deploy, before the machine and the rules",
     stack::DATA_IS_KEPT: "tables are retained, encrypted and recoverable",
     permissions::ROLES_ARE_THEIR_OWN: "every function has a role of its own",

@@ -106,7 +106,7 @@ fn kept(events: &[HistoryEvent]) -> String {
 }
 
 /// The lines that functions wrote themselves, without the platform's own START, END and REPORT.
-async fn ours(world: &World) -> Result<Vec<String>> {
+pub async fn ours(world: &World) -> Result<Vec<String>> {
     let client = aws_sdk_cloudwatchlogs::Client::new(&world.env.aws);
     let group = world.outputs.get("FunctionLogGroup").context("the template has no output FunctionLogGroup")?;
     let mut pages = client.filter_log_events().log_group_name(group).into_paginator().send();

@@ -377,3 +377,40 @@ pub(super) const DATA_IS_KEPT: Rule = Rule {
         }),
     ],
 };
+
+pub(super) const OPERATORS_ARE_CALLED: Rule = Rule {
+    check: |contract| {
+        let mut broken = Vec::new();
+        for (id, filter) in contract.resources("AWS::Logs::MetricFilter") {
+            let filter = &filter["Properties"];
+            let metric = &filter["MetricTransformations"][0];
+            let alarmed = contract.resources("AWS::CloudWatch::Alarm").any(|(_, alarm)| {
+                let alarm = &alarm["Properties"];
+                alarm["Namespace"] == metric["MetricNamespace"] && alarm["MetricName"] == metric["MetricName"]
+            });
+            if !alarmed || target(&filter["LogGroupName"]) != Some("FunctionLogs") {
+                broken.push(format!("{id} must count lines of FunctionLogs, and an alarm must watch what it counts"));
+            }
+        }
+        // As steps/compensation.rs, provisioning.rs and recovery.rs write it.
+        let flagged = json!("{ $.needs_operator IS TRUE }");
+        if !contract
+            .resources("AWS::Logs::MetricFilter")
+            .any(|(_, filter)| filter["Properties"]["FilterPattern"] == flagged)
+        {
+            broken.push("no metric counts the lines that say needs_operator".to_owned());
+        }
+        broken
+    },
+    breaches: &[
+        ("a flag that nobody counts", |contract| {
+            contract.properties("TenantNeedsOperatorMetric")["FilterPattern"] = json!("{ $.operator IS TRUE }");
+        }),
+        ("a count that nobody watches", |contract| {
+            contract.properties("TenantNeedsOperatorAlarm")["MetricName"] = json!("Other");
+        }),
+        ("a count of other lines", |contract| {
+            contract.properties("TenantNeedsOperatorMetric")["LogGroupName"] = json!({"Ref": "ProvisionTenantLogs"});
+        }),
+    ],
+};

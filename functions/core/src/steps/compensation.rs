@@ -149,7 +149,8 @@ impl Step for ReleaseTenant {
         if !leftovers.is_empty() {
             tracing::error!(
                 leftovers = leftovers.join(", "),
-                "compensation left something behind: an operator is needed"
+                needs_operator = true,
+                "compensation left something behind"
             );
         }
         fence::release(&mut *self.registry.client().await?, record.tenant.id, execution, &failure, &leftovers).await?;

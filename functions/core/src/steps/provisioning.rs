@@ -161,7 +161,10 @@ impl Step for Settle {
         });
         match self.how {
             How::Close => fence::give_back(&client, id, execution).await?,
-            How::Flag => fence::flag(&mut client, id, execution, &failure).await?,
+            How::Flag => {
+                tracing::error!(needs_operator = true, error = failure.error, "the tenant is flagged");
+                fence::flag(&mut client, id, execution, &failure).await?;
+            }
         }
         Ok(json!({ "step": name, "outcome": "done" }))
     }

@@ -81,6 +81,7 @@ impl Step for RecoverExecution {
             self.start(execution, tenant, "provision").await?;
             "resume"
         } else {
+            tracing::error!(needs_operator = true, "the tenant is flagged: it was resumed too often");
             let failure = Failure {
                 error: status.to_owned(),
                 message: format!("execution {execution} ended, the last of {MOST_TAKEOVERS} that resumed the tenant"),
