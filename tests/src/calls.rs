@@ -20,6 +20,7 @@ use tenantry_core::resource::identity::Identity;
 use tenantry_core::resource::tenant_config::TenantConfig;
 use tenantry_core::step::Step;
 use tenantry_core::steps::compensation::ReleaseTenant;
+use tenantry_core::steps::explain::ExplainTenant;
 use tenantry_core::steps::provisioning::BeginProvisioning;
 use tenantry_core::steps::publish::PublishEvents;
 use tenantry_core::steps::recovery::RecoverExecution;
@@ -65,6 +66,8 @@ const UNSEEN: &[(&str, &str)] = &[
     ("CreateNamespaceFunction", "eks:DescribeCluster"),
     ("RemoveNamespaceFunction", "eks:DescribeCluster"),
     ("ReleaseTenantFunction", "eks:DescribeCluster"),
+    ("ExplainTenantFunction", "eks:DescribeCluster"),
+    ("ExplainTenantFunction", "eks:DescribePodIdentityAssociation"),
     ("ReleaseTenantFunction", "eks:DescribePodIdentityAssociation"),
     ("RemoveIdentityFunction", "eks:DeletePodIdentityAssociation"),
     ("RemoveIdentityFunction", "eks:DescribePodIdentityAssociation"),
@@ -174,6 +177,7 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     let early = execution("early");
     registry.execute(held, &[&tenant.id.0, &early]).await?;
     let release = json!({"tenant_id": tenant.id, "execution": early});
+    seen.insert("ExplainTenantFunction", Box::pin(calls(run(&ExplainTenant::from_env(env)?, &by_hand))).await?);
     seen.insert("ReleaseTenantFunction", Box::pin(calls(run(&ReleaseTenant::from_env(env)?, &release))).await?);
     fill(&world.s3(), &tenant.bucket()).await?;
     loosen(&aws_sdk_iam::Client::new(&env.aws), &tenant.role()).await?;

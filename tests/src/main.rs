@@ -10,6 +10,7 @@ mod compensation;
 mod contract;
 mod database;
 mod dns;
+mod explain;
 mod identity;
 mod logs;
 mod machine;
@@ -58,6 +59,7 @@ const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("calls", calls::CASES),
     ("provisioning", provisioning::CASES),
     ("compensation", compensation::CASES),
+    ("explain", explain::CASES),
     ("triggers", triggers::CASES),
     ("logs", logs::CASES),
 ];

@@ -4,13 +4,7 @@ use anyhow::{Context, Result, ensure};
 use aws_sdk_sfn::types::ExecutionStatus;
 use serde_json::{Value, json};
 use tenantry_core::registry::{self, Record, Selector};
-use tenantry_core::resource::bucket::Bucket;
-use tenantry_core::resource::database::TenantDatabase;
-use tenantry_core::resource::dns::DnsRecord;
-use tenantry_core::resource::identity::Identity;
-use tenantry_core::resource::namespace::Namespace;
-use tenantry_core::resource::tenant_config::TenantConfig;
-use tenantry_core::resource::{Inspection, Resource};
+use tenantry_core::resource::{self, Inspection};
 use tenantry_core::tenant::{Status, Tenant};
 
 use crate::machine::sign_up;
@@ -281,16 +275,8 @@ async fn steps_again(world: &World) -> Result<()> {
 
 /// What each of the tenant's resources is found to be, in the real systems.
 pub async fn inspect_all(world: &World, tenant: &Tenant) -> Result<Vec<(&'static str, Inspection)>> {
-    let resources: [Box<dyn Resource>; 6] = [
-        Box::new(TenantDatabase::from_env(&world.env)?),
-        Box::new(Identity::from_env(&world.env)?),
-        Box::new(Bucket::from_env(&world.env)?),
-        Box::new(Namespace::from_env(&world.env)?),
-        Box::new(DnsRecord::from_env(&world.env)?),
-        Box::new(TenantConfig::from_env(&world.env)?),
-    ];
     let mut found = Vec::new();
-    for resource in resources {
+    for resource in resource::all(&world.env)? {
         found.push((resource.kind(), resource.inspect(tenant).await?));
     }
     Ok(found)

@@ -88,6 +88,33 @@ pub struct StepCall {
     pub failure: Option<Failure>,
 }
 
+/// Reads which tenant somebody asks about. Who asks is accepted, as every step's input names it, and not needed.
+///
+/// # Errors
+/// `InvalidRequest` with every problem.
+pub fn tenant_asked_about(document: &Value) -> Result<Selector, StepError> {
+    let mut fields = Fields::of("", document)?;
+    let tenant = selector(&mut fields);
+    let _ = fields.optional("execution", name::<Actor>);
+    let problems = fields.finish();
+    tenant.filter(|_| problems.is_empty()).ok_or(StepError::InvalidRequest(problems))
+}
+
+/// The one tenant that a document names.
+fn selector(fields: &mut Fields) -> Option<Selector> {
+    let id = fields.optional("tenant_id", name::<TenantId>);
+    let slug = fields.optional("slug", name::<Slug>);
+    match (id, slug) {
+        (Some(Some(id)), Some(None)) => Some(Selector::Id(id)),
+        (Some(None), Some(Some(slug))) => Some(Selector::Slug(slug.to_string())),
+        (Some(_), Some(_)) => {
+            fields.problem("", "must name one tenant, by tenant_id or by slug");
+            None
+        }
+        _ => None,
+    }
+}
+
 impl StepCall {
     /// Reads a step's input.
     ///
@@ -95,8 +122,7 @@ impl StepCall {
     /// `InvalidRequest` with every problem.
     pub fn parse(document: &Value) -> Result<Self, StepError> {
         let mut fields = Fields::of("", document)?;
-        let id = fields.optional("tenant_id", name::<TenantId>);
-        let slug = fields.optional("slug", name::<Slug>);
+        let tenant = selector(&mut fields);
         let actor = fields.required("execution", name::<Actor>);
         let intent = fields.optional("intent", |v| match v.as_str() {
             Some("provision") => Ok(false),
@@ -104,15 +130,6 @@ impl StepCall {
             _ => Err("must be provision or compensate"),
         });
         let failure = fields.optional("error", caught);
-        let tenant = match (id, slug) {
-            (Some(Some(id)), Some(None)) => Some(Selector::Id(id)),
-            (Some(None), Some(Some(slug))) => Some(Selector::Slug(slug.to_string())),
-            (Some(_), Some(_)) => {
-                fields.problem("", "must name one tenant, by tenant_id or by slug");
-                None
-            }
-            _ => None,
-        };
         let problems = fields.finish();
         match (tenant, actor, intent, failure) {
             (Some(tenant), Some(actor), Some(intent), Some(failure)) if problems.is_empty() => {

@@ -17,6 +17,7 @@ pub(crate) mod wait;
 use async_trait::async_trait;
 use serde_json::Value;
 
+use crate::environment::Environment;
 use crate::error::StepError;
 use crate::tenant::Tenant;
 
@@ -31,6 +32,21 @@ pub enum Inspection {
     Drifted(Vec<String>),
     /// A thing of the tenant's name exists that is not the tenant's; the text says what marks it.
     Foreign(String),
+}
+
+/// Every resource that provisioning makes, in the order it makes them.
+///
+/// # Errors
+/// `Misconfigured` when a setting of one of them is missing.
+pub fn all(env: &Environment) -> Result<Vec<Box<dyn Resource>>, StepError> {
+    Ok(vec![
+        Box::new(database::TenantDatabase::from_env(env)?),
+        Box::new(identity::Identity::from_env(env)?),
+        Box::new(bucket::Bucket::from_env(env)?),
+        Box::new(namespace::Namespace::from_env(env)?),
+        Box::new(dns::DnsRecord::from_env(env)?),
+        Box::new(tenant_config::TenantConfig::from_env(env)?),
+    ])
 }
 
 /// A thing a tenant owns in some system, named by the tenant's id and slug alone.

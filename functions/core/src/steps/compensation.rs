@@ -12,13 +12,7 @@ use crate::postgres::Database;
 use crate::registry::fence::{self, Actor, Failure};
 use crate::registry::{self, Record, journal};
 use crate::request::StepCall;
-use crate::resource::bucket::Bucket;
-use crate::resource::database::TenantDatabase;
-use crate::resource::dns::DnsRecord;
-use crate::resource::identity::Identity;
-use crate::resource::namespace::Namespace;
-use crate::resource::tenant_config::TenantConfig;
-use crate::resource::{Inspection, Resource};
+use crate::resource::{self, Inspection, Resource};
 use crate::step::{Step, log_tenant};
 use crate::tenant::{Status, Tenant};
 
@@ -101,17 +95,7 @@ impl ReleaseTenant {
     /// # Errors
     /// `Misconfigured` when a setting is missing.
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
-        Ok(ReleaseTenant {
-            registry: Database::registry(env)?,
-            resources: vec![
-                Box::new(TenantDatabase::from_env(env)?),
-                Box::new(Identity::from_env(env)?),
-                Box::new(Bucket::from_env(env)?),
-                Box::new(Namespace::from_env(env)?),
-                Box::new(DnsRecord::from_env(env)?),
-                Box::new(TenantConfig::from_env(env)?),
-            ],
-        })
+        Ok(ReleaseTenant { registry: Database::registry(env)?, resources: resource::all(env)? })
     }
 
     /// What of the tenant's still exists, all systems asked at once. What is another's is not the tenant's to leave behind.

@@ -3,6 +3,7 @@
 pub mod activation;
 pub mod compensation;
 pub mod dns;
+pub mod explain;
 pub mod provisioning;
 pub mod publish;
 pub mod recovery;
