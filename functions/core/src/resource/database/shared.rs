@@ -4,6 +4,7 @@
 //! see what the context would hide (a row of the same slug that is another's, rows left behind) it takes on the auditor.
 
 use serde_json::{Value, json};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Transaction};
 
 use super::{Inspection, writable};
@@ -34,7 +35,14 @@ pub(super) async fn ensure(client: &mut Client, tenant: &Tenant) -> Result<Value
              ON CONFLICT (id) DO UPDATE SET writable = excluded.writable WHERE tenants.writable <> excluded.writable",
             &[&tenant.id.0, &tenant.slug.as_str(), &tenant.ownership_text(), &writable(tenant)],
         )
-        .await?;
+        .await
+        .map_err(|error| {
+            // Of two at once, one may meet the other's row in the index of slugs, which ON CONFLICT (id) does not look at:
+            // a retry sees whose it is.
+            let raced = error.code() == Some(&SqlState::UNIQUE_VIOLATION);
+            let error = StepError::from(error).during(&format!("registering tenant {} in the pool", tenant.slug));
+            if raced { StepError::Transient(error.to_string()) } else { error }
+        })?;
     // With the tenant's row, so that a crash leaves both or neither; afterwards the roles are the tenant's own to change.
     transaction.execute("SELECT pool.seed_defaults()", &[]).await?;
     transaction.commit().await?;
@@ -66,7 +74,7 @@ pub(super) async fn remove(client: &mut Client, tenant: &Tenant) -> Result<(), S
     let transaction = begin(client, tenant).await?;
     let deleted = transaction.execute("DELETE FROM pool.tenants WHERE id = $1", &[&tenant.id.0]).await;
     deleted.map_err(|error| {
-        let late = error.code() == Some(&tokio_postgres::error::SqlState::FOREIGN_KEY_VIOLATION);
+        let late = error.code() == Some(&SqlState::FOREIGN_KEY_VIOLATION);
         let error = StepError::from(error).during(&format!("removing tenant {} from the pool", tenant.slug));
         // A transaction that began before the freeze can commit rows after it; none begins any more.
         if late { StepError::Transient(error.to_string()) } else { error }
