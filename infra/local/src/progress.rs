@@ -57,9 +57,8 @@ impl Progress {
     /// A line of text for people.
     pub fn say(&self, text: &str) {
         match self {
-            Progress::Terminal(bars) => {
-                let _ = bars.println(text);
-            }
+            // Above the bars, which are on standard error: what is said can be piped on.
+            Progress::Terminal(bars) => bars.suspend(|| print(text)),
             Progress::Plain => print(text),
             Progress::Json => {}
         }
@@ -101,7 +100,7 @@ impl Task {
         match (&self.progress, &self.bar) {
             (Progress::Terminal(bars), Some(bar)) => {
                 bar.finish_and_clear();
-                let _ = bars.println(line.trim_end());
+                bars.suspend(|| print(line.trim_end()));
             }
             (Progress::Json, _) => {
                 print(&json!({"what": self.name, "outcome": outcome, "seconds": seconds, "note": note}).to_string());
