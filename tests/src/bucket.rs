@@ -1,7 +1,6 @@
 //! The tenant's bucket against S3.
 
 use anyhow::{Context, Result, ensure};
-use aws_sdk_s3::Client;
 use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use serde_json::{Value, json};
 use tenantry_core::error::StepError;
@@ -20,13 +19,9 @@ pub const CASES: &[(&str, Case)] = &[
     ("is_removed_with_all_it_holds", |world| Box::pin(is_removed_with_all_it_holds(world))),
 ];
 
-fn s3(world: &World) -> Client {
-    Client::from_conf(aws_sdk_s3::config::Builder::from(&world.env.aws).force_path_style(true).build())
-}
-
 /// Made with its tag, closed, versioned, encrypted; made again, nothing is written.
 async fn is_made_once(world: &World) -> Result<()> {
-    let (tenant, s3) = (fresh_tenant(world, "bucket")?, s3(world));
+    let (tenant, s3) = (fresh_tenant(world, "bucket")?, world.s3());
     let recorder = Recorder::start(world).await?;
     let bucket = Bucket::from_env(&recorder.env)?;
     ensure!(bucket.inspect(&tenant).await? == Inspection::Absent);
@@ -51,7 +46,7 @@ async fn is_made_once(world: &World) -> Result<()> {
 
 /// Each setting that was changed by hand is named, and only it is written again.
 async fn is_repaired(world: &World) -> Result<()> {
-    let (tenant, s3) = (fresh_tenant(world, "bucket")?, s3(world));
+    let (tenant, s3) = (fresh_tenant(world, "bucket")?, world.s3());
     let recorder = Recorder::start(world).await?;
     let bucket = Bucket::from_env(&recorder.env)?;
     bucket.ensure(&tenant).await?;
@@ -75,7 +70,7 @@ async fn is_repaired(world: &World) -> Result<()> {
 
 /// A bucket of the tenant's name that is not the tenant's is neither adopted nor emptied nor deleted.
 async fn of_another_is_left_alone(world: &World) -> Result<()> {
-    let (tenant, other, s3) = (fresh_tenant(world, "bucket")?, fresh_tenant(world, "bucket")?, s3(world));
+    let (tenant, other, s3) = (fresh_tenant(world, "bucket")?, fresh_tenant(world, "bucket")?, world.s3());
     let bucket = Bucket::from_env(&world.env)?;
     let name = tenant.bucket();
     s3.create_bucket().bucket(&name).send().await?;
@@ -101,7 +96,7 @@ async fn of_another_is_left_alone(world: &World) -> Result<()> {
 /// Versions, delete markers, unfinished uploads and odd keys all go, and nobody else's. (The emulator cannot list a key with
 /// a control character; S3 can, percent-encoded.)
 async fn is_removed_with_all_it_holds(world: &World) -> Result<()> {
-    let (tenant, other, s3) = (fresh_tenant(world, "bucket")?, fresh_tenant(world, "bucket")?, s3(world));
+    let (tenant, other, s3) = (fresh_tenant(world, "bucket")?, fresh_tenant(world, "bucket")?, world.s3());
     let bucket = Bucket::from_env(&world.env)?;
     bucket.ensure(&tenant).await?;
     bucket.ensure(&other).await?;

@@ -37,8 +37,10 @@ use uuid::Uuid;
 
 use crate::contract::permissions::allowed;
 use crate::contract::{Contract, repository};
+use crate::identity::loosen;
 use crate::machine::sign_up;
 use crate::registry::registered;
+use crate::tenant_config::update;
 use crate::world::{Case, World};
 
 /// Longer than a recovery takes: reaching it means that none comes.
@@ -154,11 +156,7 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     seen.insert("VerifyDnsRecordFunction", calls(verified).await?);
     let config = TenantConfig::from_env(env)?;
     let mut made = calls(ensured_twice(&config, tenant)).await?;
-    let key = |name: &str, value: &str| (name.to_owned(), aws_sdk_dynamodb::types::AttributeValue::S(value.to_owned()));
-    let forget = aws_sdk_dynamodb::Client::new(&env.aws).update_item().table_name(env.required("CONFIG_TABLE")?);
-    let forget = forget.set_key(Some([key("tenant", &tenant.config_key()), key("item", "flags")].into()));
-    let forget = forget.expression_attribute_names("#values", "values").update_expression("REMOVE #values.sso");
-    forget.send().await?;
+    update(world, tenant, "flags", "REMOVE #values.sso", None).await?;
     made.extend(calls(ensured_twice(&config, tenant)).await?);
     seen.insert("SeedConfigFunction", made);
 
@@ -229,17 +227,6 @@ async fn fill(s3: &aws_sdk_s3::Client, bucket: &str) -> Result<()> {
     }
     s3.delete_object().bucket(bucket).key("object").send().await?;
     s3.create_multipart_upload().bucket(bucket).key("upload").send().await?;
-    Ok(())
-}
-
-/// Everything about a role that CreateIdentity would mend.
-async fn loosen(iam: &aws_sdk_iam::Client, role: &str) -> Result<()> {
-    let anything = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"s3:*","Resource":"*"}]}"#;
-    let anybody = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"ec2.amazonaws.com"},"Action":"sts:AssumeRole"}]}"#;
-    iam.update_assume_role_policy().role_name(role).policy_document(anybody).send().await?;
-    iam.put_role_policy().role_name(role).policy_name("more").policy_document(anything).send().await?;
-    iam.attach_role_policy().role_name(role).policy_arn("arn:aws:iam::aws:policy/AdministratorAccess").send().await?;
-    iam.delete_role_permissions_boundary().role_name(role).send().await?;
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 
 use crate::dns::{change, record};
 use crate::machine::sign_up;
-use crate::provisioning::inspect_all;
+use crate::provisioning::{all_are, inspect_all};
 use crate::world::{Case, World};
 
 pub const CASES: &[(&str, Case)] = &[
@@ -174,10 +174,7 @@ fn paid(request: &Value) -> Value {
 async fn alive(world: &World, tenant: &Tenant) -> Result<()> {
     let record = world.record(tenant.slug.as_str()).await?;
     ensure!(record.tenant.status == Status::Active && record.needs_operator.is_none(), "{}", record.tenant.status);
-    for (kind, found) in inspect_all(world, &record.tenant).await? {
-        ensure!(found == Inspection::Present, "{kind} is {found:?}");
-    }
-    Ok(())
+    all_are(world, &record.tenant, &Inspection::Present).await
 }
 
 /// No system has anything that carries the tenant's id or slug, by listings that do not go through our code. The registry,
@@ -188,10 +185,7 @@ async fn traceless(world: &World, tenant: &Tenant) -> Result<()> {
         let left: Vec<_> = names.iter().filter(|name| marks.iter().any(|mark| name.contains(mark.as_str()))).collect();
         ensure!(left.is_empty(), "{system}: {left:?}");
     }
-    for (kind, found) in inspect_all(world, tenant).await? {
-        ensure!(found == Inspection::Absent, "{kind} is {found:?}");
-    }
-    Ok(())
+    all_are(world, tenant, &Inspection::Absent).await
 }
 
 /// The registry's last failure: step, error, and why an operator is needed.

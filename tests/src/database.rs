@@ -88,7 +88,7 @@ async fn a_failed_migration_fails_the_deploy(world: &World) -> Result<()> {
         (world.env.required("REGISTRY_SECRET")?, "FAILED", "the application's database secret names role"),
         ("tenantry/no-such-secret".into(), "FAILED", "tenantry/no-such-secret"),
     ] {
-        let env = with(world, "APP_DATABASE_SECRET", &secret)?;
+        let env = world.env.clone().with("APP_DATABASE_SECRET", &secret);
         let answers = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let event = json!({
             "RequestType": "Update",
@@ -526,20 +526,10 @@ async fn traces(world: &World, registry: &Client, tenant: &Tenant) -> Result<Vec
     Ok(traces)
 }
 
-async fn names(client: &Client, sql: &str) -> Result<Vec<String>> {
+/// The texts that a query answers with, in its order.
+pub async fn names(client: &Client, sql: &str) -> Result<Vec<String>> {
     let rows = client.query(sql, &[]).await.with_context(|| sql.to_owned())?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
-}
-
-/// The functions' settings with one changed.
-fn with(world: &World, name: &str, value: &str) -> Result<tenantry_core::environment::Environment> {
-    let mut variables = std::collections::HashMap::from([(name.to_owned(), value.to_owned())]);
-    for kept in ["REGISTRY_SECRET", "APP_DATABASE_SECRET", "POSTGRES_CA_BUNDLE"] {
-        if let (Some(value), false) = (world.env.optional(kept), kept == name) {
-            variables.insert(kept.to_owned(), value);
-        }
-    }
-    Ok(tenantry_core::environment::Environment::new(world.env.aws.clone(), variables))
 }
 
 /// Answers one PUT as S3 does, and returns its body.

@@ -5,7 +5,6 @@ use aws_sdk_route53::Client;
 use aws_sdk_route53::types::{Change, ChangeAction, ChangeBatch, ResourceRecord, ResourceRecordSet, RrType};
 use serde_json::json;
 use tenantry_core::dns_check::DnsCheck;
-use tenantry_core::environment::Environment;
 use tenantry_core::error::StepError;
 use tenantry_core::resource::dns::DnsRecord;
 use tenantry_core::resource::{Inspection, Resource};
@@ -134,7 +133,7 @@ async fn not_yet(world: &World) -> Result<()> {
     let under_wildcard = Tenant { slug: tenant.slug.clone(), ..fresh_tenant(world, "dns")? };
     let silent = std::net::UdpSocket::bind("127.0.0.1:0")?;
     let server = silent.local_addr()?.to_string();
-    let deaf = DnsCheck::from_env(&with(world, "DNS_SERVERS", &server))?;
+    let deaf = DnsCheck::from_env(&world.env.clone().with("DNS_SERVERS", &server))?;
     let (absent, unheard) = tokio::join!(check.check(&under_wildcard, None), deaf.check(&tenant, None));
     change(world, ChangeAction::Delete, wildcard).await?;
     let refused = absent.err().context("a wildcard passed for the tenant's own record")?;
@@ -153,15 +152,6 @@ async fn host_exists(world: &World) -> Result<()> {
     ensure!(outcome.times("RegisterTenant") == 0, "went on to {:?}", outcome.states);
     ensure!(world.record(&slug).await.is_err(), "a tenant was registered");
     change(world, ChangeAction::Delete, parked).await
-}
-
-/// The world's settings with one replaced.
-fn with(world: &World, name: &str, value: &str) -> Environment {
-    let names = ["HOSTED_ZONE_ID", "BASE_DOMAIN", "INGRESS_TARGET"];
-    let mut variables: std::collections::HashMap<_, _> =
-        names.into_iter().filter_map(|name| Some((name.to_owned(), world.env.optional(name)?))).collect();
-    variables.insert(name.to_owned(), value.to_owned());
-    Environment::new(world.env.aws.clone(), variables)
 }
 
 pub fn record(name: &str, record_type: RrType, ttl: i64, value: &str) -> Result<ResourceRecordSet> {

@@ -51,12 +51,7 @@ async fn is_repaired(world: &World) -> Result<()> {
     let recorder = Recorder::start(world).await?;
     let identity = Identity::from_env(&recorder.env)?;
     identity.ensure(&tenant).await?;
-    let role = tenant.role();
-    iam.update_assume_role_policy().role_name(&role).policy_document(ANYBODY).send().await?;
-    iam.put_role_policy().role_name(&role).policy_name("tenant").policy_document(ANYTHING).send().await?;
-    iam.put_role_policy().role_name(&role).policy_name("more").policy_document(ANYTHING).send().await?;
-    iam.attach_role_policy().role_name(&role).policy_arn("arn:aws:iam::aws:policy/AdministratorAccess").send().await?;
-    iam.delete_role_permissions_boundary().role_name(&role).send().await?;
+    loosen(&iam, &tenant.role()).await?;
 
     let Inspection::Drifted(drift) = identity.inspect(&tenant).await? else { anyhow::bail!("the drift was not seen") };
     let expected = [
@@ -73,6 +68,16 @@ async fn is_repaired(world: &World) -> Result<()> {
     ensure!(mutations.len() == expected.len(), "{mutations:?}");
     ensure!(identity.inspect(&tenant).await? == Inspection::Present);
     Ok(identity.remove(&tenant).await?)
+}
+
+/// Changes everything about a role that `ensure` mends.
+pub async fn loosen(iam: &Client, role: &str) -> Result<()> {
+    iam.update_assume_role_policy().role_name(role).policy_document(ANYBODY).send().await?;
+    iam.put_role_policy().role_name(role).policy_name("tenant").policy_document(ANYTHING).send().await?;
+    iam.put_role_policy().role_name(role).policy_name("more").policy_document(ANYTHING).send().await?;
+    iam.attach_role_policy().role_name(role).policy_arn("arn:aws:iam::aws:policy/AdministratorAccess").send().await?;
+    iam.delete_role_permissions_boundary().role_name(role).send().await?;
+    Ok(())
 }
 
 /// A role of the tenant's name that is not the tenant's is neither adopted nor deleted.

@@ -1,7 +1,6 @@
 //! The welcome against SES.
 
 use anyhow::{Context, Result, ensure};
-use tenantry_core::environment::Environment;
 use tenantry_core::mail::Mail;
 use tenantry_core::registry::contacts::Contact;
 use tenantry_local::stack::BASE_DOMAIN;
@@ -32,8 +31,7 @@ async fn reaches(world: &World) -> Result<()> {
 
 async fn refused(world: &World) -> Result<()> {
     let tenant = fresh_tenant(world, "mail")?;
-    let variables = [("SENDER_ADDRESS".to_owned(), "nobody-verified-this@elsewhere.example".to_owned())].into();
-    let env = Environment::new(world.env.aws.clone(), variables);
+    let env = world.env.clone().with("SENDER_ADDRESS", "nobody-verified-this@elsewhere.example");
     let owner = Contact { name: "Ada".into(), email: "ada@private.example".into() };
     let error = Mail::from_env(&env)?.send_welcome(&tenant, &owner, &tenant.host(BASE_DOMAIN)).await;
     let error = error.err().context("an unverified sender was accepted")?.to_string();

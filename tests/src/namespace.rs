@@ -20,6 +20,7 @@ use tenantry_core::resource::{Inspection, Resource};
 use tenantry_core::tenant::{OWNER_TAG, Tenant};
 use tokio::time::sleep;
 
+use crate::snapshot::cluster_as;
 use crate::tenants::fresh_tenant;
 use crate::world::{Case, World};
 
@@ -163,9 +164,7 @@ async fn is_removed(world: &World) -> Result<()> {
 async fn rights(world: &World) -> Result<()> {
     let file = world.env.required("KUBECONFIG")?;
     ensure!(file != world.export("KUBECONFIG")?, "functions log in as the administrator");
-    let config = kube::config::Kubeconfig::read_from(file)?;
-    let config = kube::Config::from_custom_kubeconfig(config, &kube::config::KubeConfigOptions::default()).await?;
-    let reviews = Api::<SelfSubjectAccessReview>::all(Client::try_from(config)?);
+    let reviews = Api::<SelfSubjectAccessReview>::all(cluster_as(&file).await?);
     for (verb, group, resource, namespace, allowed) in [
         ("create", "", "namespaces", "", true),
         ("patch", "", "resourcequotas", "tenant-acme", true),

@@ -50,9 +50,7 @@ async fn comes_alive(world: &World, plan: &str) -> Result<()> {
     ensure!(record.tenant.status == Status::Active, "{slug} is {}", record.tenant.status);
     ensure!(record.execution.is_none(), "the fence was not given back");
     ensure!(record.needs_operator.is_none(), "flagged: {:?}", record.needs_operator);
-    for (kind, found) in inspect_all(world, &record.tenant).await? {
-        ensure!(found == Inspection::Present, "{kind} of {slug} is {found:?}");
-    }
+    all_are(world, &record.tenant, &Inspection::Present).await?;
     let registry = world.registry().await?;
     let row = registry
         .query_one(
@@ -115,10 +113,7 @@ async fn unpaid(world: &World) -> Result<()> {
     ensure!(outcome.times("BeginProvisioning") == 0, "went on to {:?}", outcome.states);
     let record = world.record(&slug).await?;
     ensure!(record.tenant.status == Status::Pending && !record.paid && record.execution.is_none());
-    for (kind, found) in inspect_all(world, &record.tenant).await? {
-        ensure!(found == Inspection::Absent, "{kind} of an unpaid tenant is {found:?}");
-    }
-    Ok(())
+    all_are(world, &record.tenant, &Inspection::Absent).await
 }
 
 async fn same_request(world: &World) -> Result<()> {
@@ -206,10 +201,7 @@ async fn foreign_bucket(world: &World) -> Result<()> {
     world.provision(&json!({"tenant_id": tenant.id})).await?.succeeded()?;
     let record = world.record(&slug).await?;
     ensure!(record.tenant.status == Status::Active);
-    for (kind, found) in inspect_all(world, &record.tenant).await? {
-        ensure!(found == Inspection::Present, "{kind} is {found:?}");
-    }
-    Ok(())
+    all_are(world, &record.tenant, &Inspection::Present).await
 }
 
 async fn transient(world: &World) -> Result<()> {
@@ -257,9 +249,7 @@ async fn steps_again(world: &World) -> Result<()> {
             world.invoke(step, &call).await?.map_err(|(name, text)| anyhow::anyhow!("{step}: {name}: {text}"))?;
         ensure!(first == second, "{step} answered {first}, then {second}");
     }
-    for (kind, found) in inspect_all(world, &tenant).await? {
-        ensure!(found == Inspection::Present, "{kind} is {found:?}");
-    }
+    all_are(world, &tenant, &Inspection::Present).await?;
     let audited: i64 = world
         .registry()
         .await?
@@ -282,6 +272,14 @@ pub async fn inspect_all(world: &World, tenant: &Tenant) -> Result<Vec<(&'static
     Ok(found)
 }
 
+/// Every one of the tenant's resources is found to be so.
+pub async fn all_are(world: &World, tenant: &Tenant, wanted: &Inspection) -> Result<()> {
+    for (kind, found) in inspect_all(world, tenant).await? {
+        ensure!(found == *wanted, "{kind} of {} is {found:?}, not {wanted:?}", tenant.slug);
+    }
+    Ok(())
+}
+
 async fn journal(world: &World, slug: &str) -> Result<Vec<(String, i32)>> {
     let sql =
         "SELECT step, attempts FROM step_journal JOIN tenants t ON t.id = tenant_id WHERE slug = $1 ORDER BY step";
@@ -297,7 +295,6 @@ impl World {
 
     /// S3 as path-style clients reach the emulator.
     pub fn s3(&self) -> aws_sdk_s3::Client {
-        let config = aws_sdk_s3::config::Builder::from(&self.env.aws).force_path_style(true).build();
-        aws_sdk_s3::Client::from_conf(config)
+        tenantry_local::emulator::s3(&self.env.aws)
     }
 }

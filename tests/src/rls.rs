@@ -13,7 +13,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
-use crate::database::in_context;
+use crate::database::{in_context, names};
 use crate::registry::registered;
 use crate::world::{Case, World};
 
@@ -38,16 +38,17 @@ async fn catalog(world: &World) -> Result<()> {
     let registry = world.registry().await?;
     let open = names(
         &registry,
-        "SELECT relname FROM pg_class WHERE relnamespace = 'pool'::regnamespace AND relkind IN ('r', 'p', 'v', 'm', 'f')
+        "SELECT relname::text FROM pg_class WHERE relnamespace = 'pool'::regnamespace AND relkind IN ('r', 'p', 'v', 'm', 'f')
          AND has_table_privilege('tenantry_app', oid, 'SELECT, INSERT, UPDATE, DELETE')",
     )
     .await?;
+    let open: BTreeSet<String> = open.into_iter().collect();
     let expected: BTreeSet<String> = PRODUCT_TABLES.iter().chain(&["tenants"]).map(|&name| name.to_owned()).collect();
     ensure!(open == expected, "the application may touch {open:?}, and the product has {expected:?}");
     for (what, sql) in [
         (
             "a table that is not divided",
-            "SELECT relname FROM pg_class WHERE relnamespace = 'pool'::regnamespace AND relkind IN ('r', 'p')
+            "SELECT relname::text FROM pg_class WHERE relnamespace = 'pool'::regnamespace AND relkind IN ('r', 'p')
              AND has_table_privilege('tenantry_app', oid, 'SELECT') AND NOT (relrowsecurity AND relforcerowsecurity)",
         ),
         (
@@ -64,7 +65,7 @@ async fn catalog(world: &World) -> Result<()> {
         ),
         (
             "an attribute of the application's role",
-            "SELECT rolname FROM pg_roles WHERE rolname = 'tenantry_app'
+            "SELECT rolname::text FROM pg_roles WHERE rolname = 'tenantry_app'
              AND (rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb OR rolreplication)",
         ),
         (
@@ -362,8 +363,4 @@ async fn refused(client: &Client, sql: &str, expected: &SqlState) -> Result<()> 
         Err(error) => Err(error).with_context(|| format!("{sql}: refused, but not with {expected:?}")),
         Ok(()) => bail!("{sql}: not refused"),
     }
-}
-
-async fn names(client: &Client, sql: &str) -> Result<BTreeSet<String>> {
-    Ok(client.query(sql, &[]).await?.iter().map(|row| row.get(0)).collect())
 }

@@ -60,10 +60,7 @@ impl World {
     }
 
     async fn buckets(&self) -> Result<BTreeSet<String>> {
-        let client = aws_sdk_s3::Client::from_conf(
-            aws_sdk_s3::config::Builder::from(&self.env.aws).force_path_style(true).build(),
-        );
-        let listed = client.list_buckets().send().await?;
+        let listed = self.s3().list_buckets().send().await?;
         Ok(listed.buckets().iter().filter_map(|bucket| bucket.name().map(str::to_owned)).collect())
     }
 
@@ -117,9 +114,13 @@ impl World {
 
     /// The cluster, as its administrator.
     pub async fn cluster(&self) -> Result<kube::Client> {
-        let kubeconfig = kube::config::Kubeconfig::read_from(self.export("KUBECONFIG")?)?;
-        let config =
-            kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default()).await?;
-        Ok(kube::Client::try_from(config)?)
+        cluster_as(self.export("KUBECONFIG")?).await
     }
+}
+
+/// The cluster, as whoever a kubeconfig names.
+pub async fn cluster_as(kubeconfig: &str) -> Result<kube::Client> {
+    let kubeconfig = kube::config::Kubeconfig::read_from(kubeconfig)?;
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default()).await?;
+    Ok(kube::Client::try_from(config)?)
 }

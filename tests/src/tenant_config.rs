@@ -94,7 +94,8 @@ async fn value(world: &World, tenant: &Tenant, item: &str, name: &str) -> Result
     values.get(name).cloned().with_context(|| format!("{item} holds no {name}"))
 }
 
-async fn update(
+/// Changes an item as the tenant would; the expression calls the new value `:value`.
+pub async fn update(
     world: &World,
     tenant: &Tenant,
     item: &str,

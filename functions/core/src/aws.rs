@@ -88,7 +88,7 @@ pub fn classify<E>(doing: &str, error: &SdkError<E>) -> StepError
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
-    let message = error.as_service_error().and_then(ProvideErrorMetadata::message).unwrap_or("no message").to_owned();
+    let message = error.as_service_error().and_then(ProvideErrorMetadata::message).unwrap_or("no message");
     classified(doing, error, &format!(": {message}"))
 }
 

@@ -25,6 +25,13 @@ impl Environment {
         Environment { aws, variables }
     }
 
+    /// The same environment with one setting replaced.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.variables.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
     /// A setting that the function cannot do without.
     ///
     /// # Errors

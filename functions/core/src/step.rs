@@ -176,16 +176,6 @@ impl Journaled {
         journal::done(&*self.registry.client().await?, record, name, actor, &made).await?;
         Ok(json!({ "step": name, "outcome": "done", "made": made }))
     }
-
-    /// Runs the action for a person, locked against executions. A person who runs a step wants it run: the journal is
-    /// written, not believed.
-    async fn act_by_hand(&self, name: &str, record: &Record, actor: &Actor) -> Result<Value, StepError> {
-        let id = record.tenant.id;
-        fence::lock_manual(&*self.registry.client().await?, id, actor, name).await?;
-        let result = self.act(name, record, actor).await;
-        fence::unlock_manual(&*self.registry.client().await?, id).await?;
-        result
-    }
 }
 
 #[async_trait]
@@ -196,7 +186,9 @@ impl Step for Journaled {
         log_tenant(&record.tenant);
         fence::check(&record, &call.actor, self.allowed)?;
         if matches!(call.actor, Actor::Manual(_)) {
-            return self.act_by_hand(name, &record, &call.actor).await;
+            // A person who runs a step wants it run: the journal is written, not believed.
+            let work = self.act(name, &record, &call.actor);
+            return act_by_hand(&self.registry, &record, &call.actor, name, work).await;
         }
         let entry = journal::entry(&*self.registry.client().await?, record.tenant.id, name).await?;
         if let Some(entry) = entry.filter(|entry| entry.done) {
@@ -209,4 +201,19 @@ impl Step for Journaled {
         }
         self.act(name, &record, &call.actor).await
     }
+}
+
+/// Does a person's work on a tenant, locked against executions, and audited under the step's name.
+pub(crate) async fn act_by_hand(
+    registry: &Database,
+    record: &Record,
+    actor: &Actor,
+    name: &str,
+    work: impl Future<Output = Result<Value, StepError>>,
+) -> Result<Value, StepError> {
+    let id = record.tenant.id;
+    fence::lock_manual(&*registry.client().await?, id, actor, name).await?;
+    let result = work.await;
+    fence::unlock_manual(&*registry.client().await?, id).await?;
+    result
 }

@@ -127,6 +127,11 @@ impl Slug {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The host name of the tenant that has this slug.
+    pub fn host(&self, base_domain: &str) -> String {
+        format!("{self}.{base_domain}")
+    }
 }
 
 impl FromStr for Slug {
@@ -374,7 +379,7 @@ impl Tenant {
 
     /// The host name customers use.
     pub fn host(&self, base_domain: &str) -> String {
-        format!("{}.{base_domain}", self.slug)
+        self.slug.host(base_domain)
     }
 
     /// The name of the TXT record that says whose the host is. A CNAME tolerates no other record of its own name.

@@ -247,6 +247,13 @@ pub struct Failure {
     pub message: String,
 }
 
+impl Failure {
+    /// The reason where nothing failed.
+    pub fn compensated() -> Self {
+        Failure { error: "Compensated".into(), message: "an operator asked for what was made to be undone".into() }
+    }
+}
+
 /// Keeps which step failed, and why, before the undos begin: the one that the journal shows as begun and not ended. Once
 /// the undo of that step has begun there is none any more, and nothing changes.
 ///

@@ -55,24 +55,18 @@ async fn insert(transaction: &Transaction<'_>, request: &SignUp) -> Result<Tenan
     Ok(id)
 }
 
-/// Whether the request registered a tenant before.
+/// Whether the request registered a tenant before. If not, its slug must never have been given to another tenant, whether
+/// in use or gone but once active.
 ///
 /// # Errors
-/// When the registry cannot be read.
+/// `Conflict` when the slug was given.
 pub async fn is_registered(client: &Client, request: &SignUp) -> Result<bool, StepError> {
-    let sql = "SELECT 1 FROM tenants WHERE request_id = $1";
-    Ok(client.query_opt(sql, &[&request.request_id]).await?.is_some())
-}
-
-/// Whether a slug was given to a tenant that this request did not register: in use, or gone but once active.
-///
-/// # Errors
-/// `Conflict` when it was.
-pub async fn refuse_taken_slug(client: &Client, request: &SignUp) -> Result<(), StepError> {
-    let sql = "SELECT 1 FROM tenants WHERE slug = $1 AND request_id <> $2";
-    match client.query_opt(sql, &[&request.slug.as_str(), &request.request_id]).await? {
-        Some(_) => Err(slug_taken(&request.slug)),
-        None => Ok(()),
+    let sql = "SELECT coalesce(bool_or(request_id = $2), false), count(*) > 0 FROM tenants
+               WHERE slug = $1 OR request_id = $2";
+    let row = client.query_one(sql, &[&request.slug.as_str(), &request.request_id]).await?;
+    match (row.try_get(0)?, row.try_get(1)?) {
+        (false, true) => Err(slug_taken(&request.slug)),
+        (registered, _) => Ok(registered),
     }
 }
 

@@ -14,13 +14,12 @@ use crate::tenant::{Slug, Tenant};
 
 /// How long resolvers may keep our answers, in seconds: short, so that a repaired record is seen soon.
 const TTL: i64 = 60;
-/// What errors call it.
+/// What it is called.
 const KIND: &str = "DNS record";
 /// The code with which Route 53 refuses a batch that does not fit what the zone holds.
 const UNFIT: &str = "InvalidChangeBatch";
 
 /// The zone that all tenants' names are in.
-#[derive(Clone)]
 pub struct Zone {
     route53: Client,
     id: String,
@@ -58,7 +57,7 @@ impl Zone {
     /// # Errors
     /// `Conflict` when there is a record of that name.
     pub async fn refuse_taken(&self, slug: &Slug) -> Result<(), StepError> {
-        let host = format!("{slug}.{}", self.base_domain);
+        let host = slug.host(&self.base_domain);
         match self.records(&host).await?.is_empty() {
             true => Ok(()),
             false => Err(StepError::Conflict(format!(
@@ -127,7 +126,7 @@ impl DnsRecord {
 #[async_trait]
 impl Resource for DnsRecord {
     fn kind(&self) -> &'static str {
-        "DNS record"
+        KIND
     }
 
     async fn ensure(&self, tenant: &Tenant) -> Result<Value, StepError> {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use async_trait::async_trait;
 use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::types::{AttributeValue, DeleteRequest, WriteRequest};
 use serde_json::{Map, Value, json};
 
@@ -74,36 +75,28 @@ impl TenantConfig {
         let doing = format!("seeding {item} of tenant {}", tenant.id);
         let key = [("tenant", tenant.config_key()), ("item", item.to_owned())];
         let key = key.map(|(name, value)| (name.to_owned(), AttributeValue::S(value)));
-        let written =
-            if exists {
-                let mut update = self.dynamodb.update_item().table_name(&self.table).set_key(Some(key.into()));
-                let mut sets = Vec::new();
-                for (index, (name, value)) in missing.iter().enumerate() {
-                    sets.push(format!("#values.#n{index} = if_not_exists(#values.#n{index}, :v{index})"));
-                    update = update
-                        .expression_attribute_names(format!("#n{index}"), *name)
-                        .expression_attribute_values(format!(":v{index}"), attribute(value)?);
-                }
-                // Not where the item was removed meanwhile: an update would make half of one.
-                let update = update.condition_expression("attribute_exists(#values)");
-                let update = update.expression_attribute_names("#values", "values");
-                update.update_expression(format!("SET {}", sets.join(", "))).send().await.map(drop).map_err(|error| {
-                    (code(&error) == Some("ConditionalCheckFailedException"), classify(&doing, &error))
-                })
-            } else {
-                let values = missing.iter().map(|(name, value)| Ok(((*name).to_owned(), attribute(value)?)));
-                let values = values.collect::<Result<_, StepError>>()?;
-                let put = self.dynamodb.put_item().table_name(&self.table).set_item(Some(key.into()));
-                let put =
-                    put.item("values", AttributeValue::M(values)).condition_expression("attribute_not_exists(tenant)");
-                put.send().await.map(drop).map_err(|error| {
-                    (code(&error) == Some("ConditionalCheckFailedException"), classify(&doing, &error))
-                })
-            };
-        written.map_err(|(raced, error)| match raced {
-            true => StepError::Transient(format!("{doing}: it was written by another meanwhile")),
-            false => error,
-        })
+        if exists {
+            let mut update = self.dynamodb.update_item().table_name(&self.table).set_key(Some(key.into()));
+            let mut sets = Vec::new();
+            for (index, (name, value)) in missing.iter().enumerate() {
+                sets.push(format!("#values.#n{index} = if_not_exists(#values.#n{index}, :v{index})"));
+                update = update
+                    .expression_attribute_names(format!("#n{index}"), *name)
+                    .expression_attribute_values(format!(":v{index}"), attribute(value)?);
+            }
+            // Not where the item was removed meanwhile: an update would make half of one.
+            let update = update.condition_expression("attribute_exists(#values)");
+            let update = update.expression_attribute_names("#values", "values");
+            let update = update.update_expression(format!("SET {}", sets.join(", ")));
+            update.send().await.map(drop).map_err(|error| unwritten(&doing, &error))
+        } else {
+            let values = missing.iter().map(|(name, value)| Ok(((*name).to_owned(), attribute(value)?)));
+            let values = values.collect::<Result<_, StepError>>()?;
+            let put = self.dynamodb.put_item().table_name(&self.table).set_item(Some(key.into()));
+            let put =
+                put.item("values", AttributeValue::M(values)).condition_expression("attribute_not_exists(tenant)");
+            put.send().await.map(drop).map_err(|error| unwritten(&doing, &error))
+        }
     }
 
     /// Deletes the items of these names.
@@ -174,6 +167,19 @@ fn missing<'a>(held: &Held, item: &str, seeds: &'a Map<String, Value>) -> BTreeM
     let known = held.get(item).map_or(&[][..], Vec::as_slice);
     let absent = seeds.iter().filter(|(name, _)| !known.contains(name));
     absent.map(|(name, value)| (name.as_str(), value)).collect()
+}
+
+/// A condition that does not hold is another's write in between: the next look sees it.
+fn unwritten<E>(doing: &str, error: &SdkError<E>) -> StepError
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    match code(error) {
+        Some("ConditionalCheckFailedException") => {
+            StepError::Transient(format!("{doing}: it was written by another meanwhile"))
+        }
+        _ => classify(doing, error),
+    }
 }
 
 fn attribute(value: &Value) -> Result<AttributeValue, StepError> {

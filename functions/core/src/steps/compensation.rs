@@ -13,7 +13,7 @@ use crate::registry::fence::{self, Actor, Failure};
 use crate::registry::{self, Record, journal};
 use crate::request::StepCall;
 use crate::resource::{self, Inspection, Resource};
-use crate::step::{Step, log_tenant};
+use crate::step::{self, Step, log_tenant};
 use crate::tenant::{Status, Tenant};
 
 /// Removes one resource, under the fence. The step that made it is no longer done once this has begun.
@@ -58,17 +58,14 @@ impl Step for Undo {
         let record = registry::read(&*self.registry.client().await?, &call.tenant).await?;
         log_tenant(&record.tenant);
         fence::check(&record, &call.actor, &[Status::Provisioning])?;
-        let id = record.tenant.id;
         let Actor::Execution(execution) = &call.actor else {
             refuse_in_service(&record)?;
-            fence::lock_manual(&*self.registry.client().await?, id, &call.actor, name).await?;
-            let undone = self.undo(&record, &call.actor).await;
-            fence::unlock_manual(&*self.registry.client().await?, id).await?;
-            return undone;
+            let work = self.undo(&record, &call.actor);
+            return step::act_by_hand(&self.registry, &record, &call.actor, name, work).await;
         };
         if let Some(failure) = &call.failure {
             // Before the journal forgets which step it was.
-            fence::note_failure(&*self.registry.client().await?, id, execution, failure).await?;
+            fence::note_failure(&*self.registry.client().await?, record.tenant.id, execution, failure).await?;
         }
         self.undo(&record, &call.actor).await
     }
@@ -125,10 +122,7 @@ impl Step for ReleaseTenant {
             return Ok(json!({ "step": name, "outcome": "done before" }));
         }
         fence::check(&record, &call.actor, &[Status::Provisioning])?;
-        let failure = call.failure.unwrap_or_else(|| Failure {
-            error: "Compensated".into(),
-            message: "an operator asked for what was made to be undone".into(),
-        });
+        let failure = call.failure.unwrap_or_else(Failure::compensated);
         let leftovers = self.leftovers(&record.tenant).await?;
         if !leftovers.is_empty() {
             tracing::error!(

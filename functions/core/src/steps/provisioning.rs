@@ -155,10 +155,7 @@ impl Step for Settle {
             let settled = &[Status::Active, Status::Suspended];
             return by_hand(&record, settled, json!({ "step": name, "outcome": "nothing to do" }));
         };
-        let failure = call.failure.unwrap_or_else(|| Failure {
-            error: "Compensated".into(),
-            message: "an operator asked for what was made to be undone".into(),
-        });
+        let failure = call.failure.unwrap_or_else(Failure::compensated);
         match self.how {
             How::Close => fence::give_back(&client, id, execution).await?,
             How::Flag => {

@@ -81,7 +81,6 @@ impl Step for ValidateRequest {
             // Delivered once more: what was made for it is not in its way.
             return Ok(json!({ "valid": true }));
         }
-        signup::refuse_taken_slug(&client, &request).await?;
         placement::refuse_without_server(&client, request.plan).await?;
         self.zone.refuse_taken(&request.slug).await?;
         Ok(json!({ "valid": true }))

@@ -39,9 +39,7 @@ pub(super) async fn ensure(client: &mut Client, tenant: &Tenant) -> Result<Value
         .map_err(|error| {
             // Of two at once, one may meet the other's row in the index of slugs, which ON CONFLICT (id) does not look at:
             // a retry sees whose it is.
-            let raced = error.code() == Some(&SqlState::UNIQUE_VIOLATION);
-            let error = StepError::from(error).during(&format!("registering tenant {} in the pool", tenant.slug));
-            if raced { StepError::Transient(error.to_string()) } else { error }
+            passes_if(&SqlState::UNIQUE_VIOLATION, error, &format!("registering tenant {} in the pool", tenant.slug))
         })?;
     // With the tenant's row, so that a crash leaves both or neither; afterwards the roles are the tenant's own to change.
     transaction.execute("SELECT pool.seed_defaults()", &[]).await?;
@@ -74,13 +72,18 @@ pub(super) async fn remove(client: &mut Client, tenant: &Tenant) -> Result<(), S
     let transaction = begin(client, tenant).await?;
     let deleted = transaction.execute("DELETE FROM pool.tenants WHERE id = $1", &[&tenant.id.0]).await;
     deleted.map_err(|error| {
-        let late = error.code() == Some(&SqlState::FOREIGN_KEY_VIOLATION);
-        let error = StepError::from(error).during(&format!("removing tenant {} from the pool", tenant.slug));
         // A transaction that began before the freeze can commit rows after it; none begins any more.
-        if late { StepError::Transient(error.to_string()) } else { error }
+        passes_if(&SqlState::FOREIGN_KEY_VIOLATION, error, &format!("removing tenant {} from the pool", tenant.slug))
     })?;
     transaction.commit().await?;
     Ok(())
+}
+
+/// The error as it is, but transient where PostgreSQL answered with the code that a race gives here.
+fn passes_if(race: &SqlState, error: tokio_postgres::Error, doing: &str) -> StepError {
+    let raced = error.code() == Some(race);
+    let error = StepError::from(error).during(doing);
+    if raced { StepError::Transient(error.to_string()) } else { error }
 }
 
 /// Looks at the tenant's row, and at the policies that divide it from the others.
