@@ -47,6 +47,16 @@ impl Environment {
         self.variables.get(name).filter(|value| !value.is_empty()).cloned()
     }
 
+    /// A number that the function cannot do without.
+    ///
+    /// # Errors
+    /// `Misconfigured`, naming the variable, when it is absent or no number of the wanted type.
+    pub fn number<N: std::str::FromStr>(&self, name: &str) -> Result<N, StepError> {
+        let text = self.required(name)?;
+        text.parse()
+            .map_err(|_| StepError::Misconfigured(format!("environment variable {name} is {text:?}, not a number")))
+    }
+
     /// A list separated by commas; empty when absent.
     pub fn list(&self, name: &str) -> Vec<String> {
         let text = self.optional(name).unwrap_or_default();

@@ -52,6 +52,9 @@ pub enum StepError {
     /// Anything not known to be transient. Not retried.
     #[error("{0}")]
     Unexpected(String),
+    /// What was asked for is being made or removed, which takes minutes: the machine asks again at its own pace.
+    #[error("{0}")]
+    NotReady(String),
     /// Worth trying again: throttling, a lost connection, something not ready yet.
     #[error("{0}")]
     Transient(String),
@@ -77,6 +80,9 @@ impl StepError {
         "Unexpected",
     ];
 
+    /// The name of what takes minutes: a machine that waits for such a thing retries it at a pace of its own.
+    pub const NOT_READY: &str = "NotReady";
+
     /// The error name in the state machines (`ErrorEquals`).
     pub fn name(&self) -> &'static str {
         match self {
@@ -89,13 +95,14 @@ impl StepError {
             StepError::Denied(_) => "Denied",
             StepError::Misconfigured(_) => "Misconfigured",
             StepError::Unexpected(_) => "Unexpected",
+            StepError::NotReady(_) => "NotReady",
             StepError::Transient(_) => "Transient",
         }
     }
 
     /// Whether the same call may succeed later.
     pub fn is_transient(&self) -> bool {
-        matches!(self, StepError::Transient(_))
+        matches!(self, StepError::Transient(_) | StepError::NotReady(_))
     }
 
     /// The same kind of error with what was being done in front of it: "creating bucket b: …".
@@ -105,6 +112,7 @@ impl StepError {
             StepError::Denied(text) => StepError::Denied(format!("{doing}: {text}")),
             StepError::Misconfigured(text) => StepError::Misconfigured(format!("{doing}: {text}")),
             StepError::Unexpected(text) => StepError::Unexpected(format!("{doing}: {text}")),
+            StepError::NotReady(text) => StepError::NotReady(format!("{doing}: {text}")),
             StepError::Transient(text) => StepError::Transient(format!("{doing}: {text}")),
             other => other,
         }

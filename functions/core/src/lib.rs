@@ -4,10 +4,12 @@
 //! those call a client. Nothing below [`step`] knows that it runs in Lambda.
 
 pub mod aws;
+pub mod capacity;
 pub mod dns_check;
 pub mod eks_token;
 pub mod environment;
 pub mod error;
+pub mod invite;
 pub mod kubernetes;
 pub mod mail;
 pub mod migrations;
@@ -17,4 +19,5 @@ pub mod request;
 pub mod resource;
 pub mod step;
 pub mod steps;
+pub mod stripe;
 pub mod tenant;

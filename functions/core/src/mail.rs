@@ -3,6 +3,8 @@
 use aws_sdk_sesv2::Client;
 use aws_sdk_sesv2::types::{Body, Content, Destination, EmailContent, Message};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::macros::format_description;
 
 use crate::aws::classify_without_message;
 use crate::environment::Environment;
@@ -14,6 +16,14 @@ use crate::tenant::Tenant;
 pub struct Mail {
     ses: Client,
     sender: String,
+}
+
+/// An invitation's link. It implements no `Debug`, so that it cannot reach a log by accident.
+pub struct Link {
+    /// Where it leads.
+    pub url: String,
+    /// Until when.
+    pub until: OffsetDateTime,
 }
 
 /// What a mail says, in the two forms it is sent in.
@@ -32,12 +42,18 @@ impl Mail {
         Ok(Mail { ses: Client::new(&env.aws), sender: env.required("SENDER_ADDRESS")? })
     }
 
-    /// Tells the owner that the tenant is ready at `host`. Returns SES's id of the message.
+    /// Tells the owner that the tenant is ready at `host`, with the link by which to become its administrator. Returns SES's id of the message.
     ///
     /// # Errors
     /// When SES does not take the message. The error names the tenant and SES's code, never the address.
-    pub async fn send_welcome(&self, tenant: &Tenant, owner: &Contact, host: &str) -> Result<Value, StepError> {
-        self.send(tenant, owner, welcome(tenant, owner, host)).await
+    pub async fn send_welcome(
+        &self,
+        tenant: &Tenant,
+        owner: &Contact,
+        host: &str,
+        link: Option<&Link>,
+    ) -> Result<Value, StepError> {
+        self.send(tenant, owner, welcome(tenant, owner, host, link)?).await
     }
 
     async fn send(&self, tenant: &Tenant, to: &Contact, letter: Letter) -> Result<Value, StepError> {
@@ -60,26 +76,42 @@ impl Mail {
     }
 }
 
-fn welcome(tenant: &Tenant, owner: &Contact, host: &str) -> Letter {
+fn welcome(tenant: &Tenant, owner: &Contact, host: &str, link: Option<&Link>) -> Result<Letter, StepError> {
     let (name, markup, slug) = (&owner.name, escaped(&owner.name), &tenant.slug);
-    Letter {
+    let (text, html) = match link {
+        Some(Link { url, until }) => {
+            let until = until
+                .to_offset(time::UtcOffset::UTC)
+                .format(format_description!("[year]-[month]-[day] [hour]:[minute] UTC"))
+                .map_err(|error| StepError::Unexpected(format!("writing the end of an invitation: {error}")))?;
+            (
+                format!("To become its administrator, open this link until {until}; it works once:\n\n  {url}\n\n"),
+                format!(
+                    "<p><a href=\"{}\">Become its administrator</a>. The link works once, until {until}.</p>\n",
+                    escaped(url)
+                ),
+            )
+        }
+        None => (String::new(), String::new()),
+    };
+    Ok(Letter {
         subject: format!("{slug} is ready"),
         text: format!(
-            "Hello {name},\n\n{slug} is ready, on the {plan} plan. You reach it at\n\n  https://{host}/\n\n\
+            "Hello {name},\n\n{slug} is ready, on the {plan} plan. You reach it at\n\n  https://{host}/\n\n{text}\
              You get this mail once, because you signed up.\n",
             plan = tenant.plan
         ),
         html: format!(
             "<!DOCTYPE html>\n<html lang=\"en\"><body>\n<p>Hello {markup},</p>\n\
-             <p>{slug} is ready, on the {plan} plan. You reach it at <a href=\"https://{host}/\">{host}</a>.</p>\n\
+             <p>{slug} is ready, on the {plan} plan. You reach it at <a href=\"https://{host}/\">{host}</a>.</p>\n{html}\
              <p>You get this mail once, because you signed up.</p>\n</body></html>\n",
             plan = tenant.plan
         ),
-    }
+    })
 }
 
 /// A text inside HTML. Slugs, plans and hosts need none of this: they are DNS labels.
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for letter in text.chars() {
         match letter {
@@ -102,12 +134,14 @@ mod tests {
     #[test]
     fn a_name_is_text_in_both_forms() {
         let owner = Contact { name: "<b onload='x()'>\"Ada\" & Co</b>".into(), email: "ada@acme.example".into() };
-        let letter = welcome(&samples::tenant(), &owner, "acme.app.example.com");
+        let link = Link { url: "https://x.example/?token=a.b".into(), until: OffsetDateTime::UNIX_EPOCH };
+        let letter = welcome(&samples::tenant(), &owner, "acme.app.example.com", Some(&link)).expect("a letter");
         assert!(letter.text.contains(&owner.name));
         assert!(letter.html.contains("Hello &lt;b onload=&#39;x()&#39;&gt;&quot;Ada&quot; &amp; Co&lt;/b&gt;,"));
         assert!(!letter.html.contains("<b "));
         for text in [letter.text, letter.html] {
             assert!(text.contains("https://acme.app.example.com/") && text.contains("starter"));
+            assert!(text.contains("https://x.example/?token=a.b") && text.contains("1970-01-01 00:00 UTC"));
         }
     }
 }

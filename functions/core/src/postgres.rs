@@ -86,6 +86,11 @@ impl Database {
         Ok(Connection(slot))
     }
 
+    /// Closes the connection, where there is one; the next use connects again.
+    pub async fn close(&self) {
+        *self.client.lock().await = None;
+    }
+
     /// Reads the credentials from Secrets Manager.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use crate::registry::Selector;
 use crate::registry::contacts::Contact;
 use crate::registry::fence::{Actor, Failure};
 use crate::registry::payments::PaidFor;
-use crate::tenant::{InvalidName, Plan, Region, Slug, TenantId};
+use crate::tenant::{InvalidName, Isolation, Plan, Region, Slug, TenantId};
 
 /// The longest owner's name, in characters.
 const MAX_NAME_CHARS: usize = 200;
@@ -31,8 +31,14 @@ pub struct SignUp {
     pub plan: Plan,
     /// Where it lives; this stack's region when left out.
     pub region: Region,
+    /// How separate its data is to be; the plan's own isolation when left out.
+    pub isolation: Option<Isolation>,
     /// Who signed up.
     pub owner: Contact,
+    /// A customer of billing's that exists, to be billed for the tenant.
+    pub customer: Option<String>,
+    /// What is charged; without one, invoices are sent.
+    pub payment_method: Option<String>,
     /// Whether it is paid for already; false when left out, and then billing's `payment.confirmed` starts it.
     pub paid: bool,
 }
@@ -48,6 +54,8 @@ impl SignUp {
         let slug = fields.required("slug", name::<Slug>);
         let plan = fields.optional("plan", name::<Plan>).map(|plan| plan.unwrap_or(Plan::Starter));
         let home = fields.optional("region", |v| served(v, region)).map(|home| home.unwrap_or_else(|| region.clone()));
+        let isolation = fields.optional("isolation", name::<Isolation>);
+        let (customer, payment_method) = billing(&mut fields);
         let paid = fields.optional("paid", boolean).map(Option::unwrap_or_default);
         let owner = fields.required("owner", |v| Ok::<_, Rule>(v.clone())).and_then(|owner| {
             let mut nested = match Fields::of("owner", &owner) {
@@ -64,15 +72,35 @@ impl SignUp {
             Some(Contact { name: name?, email: email? })
         });
         let problems = fields.finish();
-        match (request_id, slug, plan, home, owner, paid) {
-            (Some(request_id), Some(slug), Some(plan), Some(region), Some(owner), Some(paid))
+        match (request_id, slug, plan, home, owner, paid, isolation) {
+            (Some(request_id), Some(slug), Some(plan), Some(region), Some(owner), Some(paid), Some(isolation))
                 if problems.is_empty() =>
             {
-                Ok(SignUp { request_id, slug, plan, region, owner, paid })
+                Ok(SignUp { request_id, slug, plan, region, isolation, owner, customer, payment_method, paid })
             }
             _ => Err(StepError::InvalidRequest(problems)),
         }
     }
+}
+
+/// The customer and the payment method that `billing` names.
+fn billing(fields: &mut Fields) -> (Option<String>, Option<String>) {
+    let Some(Some(document)) = fields.optional("billing", |v| Ok::<_, Rule>(v.clone())) else { return (None, None) };
+    let mut nested = match Fields::of("billing", &document) {
+        Ok(nested) => nested,
+        Err(StepError::InvalidRequest(problems)) => {
+            fields.problems.extend(problems);
+            return (None, None);
+        }
+        Err(_) => return (None, None),
+    };
+    let customer =
+        nested.optional("customer", |v| stripe_id(v, "cus_", "must be a Stripe customer's id, such as cus_9s6XKzk"));
+    let method = nested.optional("payment_method", |v| {
+        stripe_id(v, "pm_", "must be a Stripe payment method's id, such as pm_1MqLiJL")
+    });
+    fields.problems.extend(nested.finish());
+    (customer.flatten(), method.flatten())
 }
 
 /// What every step of a machine gets: which tenant, and who is acting.
@@ -267,6 +295,13 @@ fn served(value: &Value, here: &Region) -> Result<Region, Rule> {
     } else {
         Err(format!("{region} is not served by this stack, which serves {here}").into())
     }
+}
+
+fn stripe_id(value: &Value, prefix: &str, rule: &'static str) -> Result<String, &'static str> {
+    let text = value.as_str().ok_or(rule)?;
+    let rest = text.strip_prefix(prefix).ok_or(rule)?;
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    if (1..=250).contains(&rest.len()) && rest.bytes().all(plain) { Ok(text.to_owned()) } else { Err(rule) }
 }
 
 fn person_name(value: &Value) -> Result<String, &'static str> {

@@ -347,6 +347,21 @@ impl Tenant {
         format!("tenant-{}", self.id)
     }
 
+    /// The queue of messages that the tenant's integrations could not handle.
+    pub fn dead_letter_queue(&self) -> String {
+        format!("tenant-{}-dead-letters", self.id)
+    }
+
+    /// The RDS instance of a tenant with a server of its own. RDS wants no `--` and no `-` at the end, and a UUID has neither.
+    pub fn database_instance(&self) -> String {
+        format!("tenant-{}", self.id)
+    }
+
+    /// The Secrets Manager secret that holds the master login of the tenant's own server.
+    pub fn server_secret(&self) -> String {
+        format!("tenant/{}/database-server", self.id)
+    }
+
     /// The Kubernetes namespace.
     pub fn namespace(&self) -> String {
         format!("tenant-{}", self.slug)

@@ -18,7 +18,8 @@ use crate::tools::checkout;
 use crate::{emulator, guard};
 
 /// The sign-ups of the demo.
-const SIGN_UPS: &[&str] = &["events/provision-tenant.json", "events/provision-tenant-growth.json"];
+const SIGN_UPS: &[&str] =
+    &["events/provision-tenant.json", "events/provision-tenant-growth.json", "events/provision-tenant-enterprise.json"];
 
 /// Boots, drives and ends the local stack of Tenantry.
 #[derive(Parser)]
@@ -234,7 +235,7 @@ async fn demo(root: &Path, json: bool) -> Result<ExitCode> {
     let progress = Progress::detect(json);
     let begun = Instant::now();
     progress.say("Booting a stack of this demo's own");
-    let options = Options { root: root.to_owned(), directory: None, progress: progress.clone() };
+    let options = Options { root: root.to_owned(), directory: None, progress: progress.clone(), tap: None };
     let interrupted = tokio::signal::ctrl_c();
     tokio::pin!(interrupted);
     let stack = tokio::select! {

@@ -1,6 +1,7 @@
 //! The AWS emulator, ministack, and the configuration that reaches it.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use crate::guard::{Guarded, Program};
+use crate::proxy::{self, Proxy, System, Tap, Upstream};
 use crate::tools::{Tools, free_port};
 
 /// The region of every local stack.
@@ -22,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Emulator {
     process: Guarded,
     endpoint: String,
+    /// What functions call, where somebody looks at every call.
+    _tapped: Option<Proxy>,
 }
 
 impl Emulator {
@@ -29,9 +33,17 @@ impl Emulator {
     ///
     /// # Errors
     /// When it does not come up.
-    pub async fn start(tools: &Tools, directory: &Path, logs: &Path) -> Result<Self> {
+    pub async fn start(tools: &Tools, directory: &Path, logs: &Path, tap: Option<Arc<dyn Tap>>) -> Result<Self> {
         let port = free_port()?;
         let endpoint = format!("http://127.0.0.1:{port}");
+        let tapped = match tap {
+            None => None,
+            Some(tap) => {
+                let upstream = Upstream { authority: format!("127.0.0.1:{port}"), tls: None };
+                Some(proxy::http(System::Aws, upstream, None, tap).await?)
+            }
+        };
+        let for_functions = tapped.as_ref().map_or(endpoint.clone(), |proxy| format!("http://{}", proxy.address()));
         let home = directory.join("emulator");
         let temporary = home.join("tmp");
         std::fs::create_dir_all(&temporary)?;
@@ -55,7 +67,7 @@ impl Emulator {
                 setting("AWS_SECRET_ACCESS_KEY", ACCESS_KEY),
                 setting("AWS_REGION", REGION),
                 // What it tells functions to call; without it they would call AWS.
-                setting("AWS_ENDPOINT_URL", &endpoint),
+                setting("AWS_ENDPOINT_URL", &for_functions),
                 setting("PYTHONDONTWRITEBYTECODE", "1"),
                 setting("LOG_LEVEL", "INFO"),
             ],
@@ -64,7 +76,7 @@ impl Emulator {
             interrupt: false,
         }
         .start(logs)?;
-        let mut emulator = Emulator { process, endpoint };
+        let mut emulator = Emulator { process, endpoint, _tapped: tapped };
         let begun = Instant::now();
         let health = format!("{}/_ministack/health", emulator.endpoint);
         while !reqwest::get(&health).await.is_ok_and(|answer| answer.status().is_success()) {

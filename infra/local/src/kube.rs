@@ -1,12 +1,20 @@
 //! The Kubernetes API server of the stack's own, or the cluster that `KUBECONFIG` names.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use kube::config::Kubeconfig;
 use tokio::time::sleep;
+use tokio_rustls::rustls::pki_types::{CertificateDer, pem::PemObject};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::guard::{Guarded, Program};
+use crate::postgres::{Authority, provider};
+use crate::proxy::{self, Proxy, System, Tap, Upstream};
 use crate::tools::Tools;
 
 /// Cold, on two busy cores.
@@ -58,6 +66,36 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// Lets somebody look at every call of the functions: their kubeconfig leads through a proxy from now on. A given
+    /// cluster is left alone.
+    ///
+    /// # Errors
+    /// When the kubeconfig cannot be read or written.
+    pub async fn tap(&mut self, authority: &Authority, tap: Arc<dyn Tap>) -> Result<Option<Proxy>> {
+        if self.process.is_none() {
+            return Ok(None);
+        }
+        let mut config = Kubeconfig::read_from(&self.functions)?;
+        let named = config.clusters.first_mut().and_then(|named| named.cluster.as_mut()).context("no cluster")?;
+        let server = named.server.clone().context("no server")?;
+        let trusted = named.certificate_authority_data.clone().context("no certificate authority")?;
+        let upstream = Upstream {
+            authority: server.trim_start_matches("https://").trim_end_matches('/').to_owned(),
+            tls: Some(Arc::new(trusting(&STANDARD.decode(trusted)?)?)),
+        };
+        let proxy = proxy::http(System::Kubernetes, upstream, Some(Arc::new(authority.server_config()?)), tap).await?;
+        named.server = Some(format!("https://{}", proxy.address()));
+        named.certificate_authority_data = Some(STANDARD.encode(&authority.certificate));
+        self.functions = self.functions.with_file_name("tapped.kubeconfig");
+        std::fs::write(&self.functions, serde_json::to_string(&config)?)?;
+        Ok(Some(proxy))
+    }
+
+    /// Whether it is the stack's own.
+    pub fn is_own(&self) -> bool {
+        self.process.is_some()
+    }
+
     /// It says so on its standard output, once it serves and its controllers act.
     fn ready(&self) -> bool {
         let Some(process) = &self.process else { return true };
@@ -79,4 +117,14 @@ fn given() -> Option<PathBuf> {
     let path = PathBuf::from(std::env::var_os("KUBECONFIG").filter(|path| !path.is_empty())?);
     let ours = path.ends_with("kube/admin.kubeconfig") && path.components().any(|part| part.as_os_str() == ".local");
     (!ours).then_some(path)
+}
+
+/// Verifies a server against the certificates of a PEM text.
+fn trusting(pem: &[u8]) -> Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        roots.add(certificate?)?;
+    }
+    let config = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
 }

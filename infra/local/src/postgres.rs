@@ -3,6 +3,7 @@
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -12,6 +13,9 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tenantry_core::postgres::quote_identifier;
 use tokio::time::sleep;
 use tokio_postgres::NoTls;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::CryptoProvider;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use crate::guard::{Guarded, Program};
 use crate::tools::{Tools, free_port};
@@ -35,22 +39,33 @@ pub struct Postgres {
     pub provisioner_password: String,
     /// What the product's own role will have.
     pub application_password: String,
-    /// What its certificate is verified against.
-    pub ca_bundle: PathBuf,
     outside: Option<PathBuf>,
 }
 
 impl Postgres {
-    /// Makes a data directory, starts a server on it, and creates the database and the provisioner.
+    /// Makes a data directory, starts a server on it, and creates the provisioner, and the database where it is the server of
+    /// the registry and the pool. The server of the tenants that have one of their own trusts the provisioner on this machine:
+    /// it stands for many instances, each with a password of its own.
     ///
     /// # Errors
     /// When PostgreSQL does not come up.
-    pub async fn start(tools: &Tools, directory: &Path, logs: &Path) -> Result<Self> {
+    pub async fn start(
+        tools: &Tools,
+        directory: &Path,
+        logs: &Path,
+        authority: &Authority,
+        role: Role,
+    ) -> Result<Self> {
         let user = unprivileged()?;
-        let (home, outside) = home(directory, user.as_ref())?;
+        let (home, outside) = home(&directory.join(role.name()), user.as_ref())?;
         let administrator_password = password();
         initialize(tools, &home, user.as_ref(), &administrator_password)?;
-        let ca_bundle = certify(&home, directory, user.as_ref())?;
+        certify(&home, authority, user.as_ref())?;
+        if role == Role::Dedicated {
+            let rules = home.join("data/pg_hba.conf");
+            let trust = format!("host all {PROVISIONER} 127.0.0.1/32 trust\n{}", std::fs::read_to_string(&rules)?);
+            std::fs::write(&rules, trust)?;
+        }
         let port = free_port()?;
         let settings = [
             "listen_addresses=127.0.0.1".to_owned(),
@@ -68,7 +83,7 @@ impl Postgres {
         let mut args = vec!["-D".to_owned(), home.join("data").display().to_string()];
         args.extend(settings.into_iter().flat_map(|setting| ["-c".to_owned(), setting]));
         let process = Program {
-            name: "postgres",
+            name: role.name(),
             path: &tools.postgres_bin.join("postgres"),
             args,
             environment: vec![("LC_ALL".to_owned(), "C.UTF-8".to_owned())],
@@ -83,14 +98,13 @@ impl Postgres {
             administrator_password,
             provisioner_password: password(),
             application_password: password(),
-            ca_bundle,
             outside,
         };
-        server.prepare().await?;
+        server.prepare(role).await?;
         Ok(server)
     }
 
-    async fn prepare(&mut self) -> Result<()> {
+    async fn prepare(&mut self, role: Role) -> Result<()> {
         let begun = Instant::now();
         let url = self.url(ADMINISTRATOR, &self.administrator_password, "postgres");
         let client = loop {
@@ -111,6 +125,9 @@ impl Postgres {
                 role = quote_identifier(PROVISIONER)
             ))
             .await?;
+        if role == Role::Dedicated {
+            return Ok(());
+        }
         let owned = format!("CREATE DATABASE {} OWNER {}", quote_identifier(DATABASE), quote_identifier(PROVISIONER));
         client.batch_execute(&owned).await?;
         Ok(())
@@ -124,9 +141,19 @@ impl Postgres {
         self.process.check()
     }
 
-    /// As administrator.
+    /// As administrator, on the registry's database.
     pub fn administrator_url(&self) -> String {
         self.url(ADMINISTRATOR, &self.administrator_password, DATABASE)
+    }
+
+    /// As administrator, on the database that every server has.
+    pub fn maintenance_url(&self) -> String {
+        self.url(ADMINISTRATOR, &self.administrator_password, "postgres")
+    }
+
+    /// Where it listens on loopback.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// As the product's own role, which row-level security binds.
@@ -135,9 +162,10 @@ impl Postgres {
     }
 
     /// The secret's text for a role, in the form that RDS writes.
-    pub fn secret(&self, username: &str, password: &str) -> String {
+    /// `port` is the server's own, or that of what stands in front of it.
+    pub fn secret(&self, username: &str, password: &str, port: u16) -> String {
         serde_json::json!({
-            "host": "127.0.0.1", "port": self.port, "dbname": DATABASE, "username": username, "password": password,
+            "host": "127.0.0.1", "port": port, "dbname": DATABASE, "username": username, "password": password,
         })
         .to_string()
     }
@@ -175,17 +203,17 @@ fn unprivileged() -> Result<Option<User>> {
 }
 
 /// Where the data goes: below the stack's directory, or outside where another user cannot reach that.
-fn home(directory: &Path, user: Option<&User>) -> Result<(PathBuf, Option<PathBuf>)> {
+fn home(inside: &Path, user: Option<&User>) -> Result<(PathBuf, Option<PathBuf>)> {
     let Some(user) = user else {
-        let home = directory.join("postgres");
-        std::fs::create_dir_all(&home)?;
-        return Ok((home, None));
+        std::fs::create_dir_all(inside)?;
+        return Ok((inside.to_owned(), None));
     };
-    let reachable = directory
+    let reachable = inside
         .ancestors()
+        .skip(1)
         .all(|above| std::fs::metadata(above).is_ok_and(|found| found.permissions().mode() & 0o001 != 0));
     let (home, outside) = if reachable {
-        (directory.join("postgres"), None)
+        (inside.to_owned(), None)
     } else {
         let elsewhere = std::env::temp_dir().join(format!("tenantry-postgres-{}", uuid::Uuid::new_v4()));
         (elsewhere.clone(), Some(elsewhere))
@@ -195,18 +223,80 @@ fn home(directory: &Path, user: Option<&User>) -> Result<(PathBuf, Option<PathBu
     Ok((home, outside))
 }
 
-/// Gives the server a certificate from an authority of the stack's own, as RDS has one from Amazon's. Returns the file with
-/// the authority's certificate.
-fn certify(home: &Path, directory: &Path, user: Option<&User>) -> Result<PathBuf> {
-    let mut authority = CertificateParams::new(Vec::new())?;
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let authority_key = KeyPair::generate()?;
-    let ca_bundle = directory.join("postgres-ca.pem");
-    std::fs::write(&ca_bundle, authority.self_signed(&authority_key)?.pem())?;
-    let key = KeyPair::generate()?;
-    let server = CertificateParams::new(vec!["127.0.0.1".to_owned()])?;
-    let certificate = server.signed_by(&key, &Issuer::new(authority, authority_key))?;
-    for (name, pem) in [(CERTIFICATE, certificate.pem()), (KEY, key.serialize_pem())] {
+/// Which server of the stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Of the registry, the pool and the schemas.
+    Registry,
+    /// Of the tenants that have a server of their own on AWS.
+    Dedicated,
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Role::Registry => "postgres",
+            Role::Dedicated => "postgres-dedicated",
+        }
+    }
+}
+
+/// A certificate authority of the stack's own, as Amazon's is RDS's.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    /// The file with its certificate.
+    pub bundle: PathBuf,
+    /// The same certificate, as PEM.
+    pub certificate: String,
+}
+
+impl Authority {
+    /// Makes one, and writes its certificate below the stack's directory.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn make(directory: &Path) -> Result<Self> {
+        let mut authority = CertificateParams::new(Vec::new())?;
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate()?;
+        let bundle = directory.join("ca.pem");
+        let certificate = authority.self_signed(&key)?.pem();
+        std::fs::write(&bundle, &certificate)?;
+        Ok(Authority { issuer: Issuer::new(authority, key), bundle, certificate })
+    }
+
+    /// How a server of ours on loopback speaks TLS.
+    ///
+    /// # Errors
+    /// When no key can be made.
+    pub fn server_config(&self) -> Result<ServerConfig> {
+        let (certificate, key) = self.issue()?;
+        let certificate = CertificateDer::from_pem_slice(certificate.as_bytes())?;
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
+        let config = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+        Ok(config.with_no_client_auth().with_single_cert(vec![certificate], key)?)
+    }
+
+    /// A certificate for loopback, and its key, as PEM.
+    ///
+    /// # Errors
+    /// When no key can be made.
+    pub fn issue(&self) -> Result<(String, String)> {
+        let key = KeyPair::generate()?;
+        let server = CertificateParams::new(vec!["127.0.0.1".to_owned(), "localhost".to_owned()])?;
+        Ok((server.signed_by(&key, &self.issuer)?.pem(), key.serialize_pem()))
+    }
+}
+
+/// The cryptography that everything here uses.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(tokio_rustls::rustls::crypto::ring::default_provider())
+}
+
+/// Gives the server a certificate.
+fn certify(home: &Path, authority: &Authority, user: Option<&User>) -> Result<()> {
+    let (certificate, key) = authority.issue()?;
+    for (name, pem) in [(CERTIFICATE, certificate), (KEY, key)] {
         let file = home.join(name);
         std::fs::write(&file, pem)?;
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600))?;
@@ -214,7 +304,7 @@ fn certify(home: &Path, directory: &Path, user: Option<&User>) -> Result<PathBuf
             chown(&file, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
         }
     }
-    Ok(ca_bundle)
+    Ok(())
 }
 
 fn initialize(tools: &Tools, home: &Path, user: Option<&User>, password: &str) -> Result<()> {

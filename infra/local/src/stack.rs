@@ -4,25 +4,34 @@ use std::collections::HashMap;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use aws_config::SdkConfig;
+use aws_sdk_eks::types::VpcConfigRequest;
 use aws_sdk_route53::types::HostedZoneConfig;
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::deploy::{self, Packaged};
 use crate::dns::DnsServer;
 use crate::emulator::{self, Emulator};
 use crate::kube::Cluster;
-use crate::postgres::Postgres;
+use crate::postgres::{Authority, Postgres, Role};
 use crate::progress::Progress;
+use crate::proxy::{self, Proxy, System, Tap, Upstream};
 use crate::redis::Redis;
+use crate::sql_proxy::sql;
+use crate::stripe::{self, Stripe};
 use crate::tools::{Tools, checkout};
 
 /// Tenants are reached below this.
 pub const BASE_DOMAIN: &str = "app.example.com";
 const REGISTRY_SECRET: &str = "tenantry/local/registry";
 const APP_DATABASE_SECRET: &str = "tenantry/local/app-database";
+const STRIPE_SECRET: &str = "tenantry/local/stripe";
+/// The cluster as EKS knows it, for the associations of tenants' roles; its API server is the stack's own.
+const EKS_CLUSTER: &str = "tenantry";
 const SENDER: &str = "no-reply@app.example.com";
 /// Ten instances of each function, as the template has it.
 const FUNCTION_CONCURRENCY: &str = "10";
@@ -35,6 +44,8 @@ pub struct Options {
     pub directory: Option<PathBuf>,
     /// Who is told what is being done.
     pub progress: Progress,
+    /// Who looks at every call of the functions.
+    pub tap: Option<Arc<dyn Tap>>,
 }
 
 /// A running stack with the template deployed to it. Dropping it ends it.
@@ -51,10 +62,23 @@ struct Systems {
     dns: DnsServer,
     emulator: Emulator,
     postgres: Postgres,
+    dedicated: Postgres,
     redis: Redis,
+    stripe: Stripe,
     cluster: Cluster,
+    authority: Authority,
+    tapped: Tapped,
     // Dropped last: what is in it is in use until then.
     _directory: Directory,
+}
+
+/// What stands in front of the systems where somebody looks at every call.
+#[derive(Default)]
+struct Tapped {
+    postgres: Option<Proxy>,
+    dedicated: Option<Proxy>,
+    stripe: Option<Proxy>,
+    _kubernetes: Option<Proxy>,
 }
 
 /// A stack's state on disk.
@@ -69,7 +93,7 @@ impl Options {
     /// # Errors
     /// When called from outside a checkout.
     pub fn for_tests() -> Result<Self> {
-        Ok(Options { root: checkout()?, directory: None, progress: Progress::Plain })
+        Ok(Options { root: checkout()?, directory: None, progress: Progress::Plain, tap: None })
     }
 }
 
@@ -79,29 +103,48 @@ impl Stack {
     /// # Errors
     /// When a part does not come up or the deployment fails. What had come up is ended again.
     pub async fn boot(options: Options) -> Result<Self> {
-        let Options { root, directory, progress } = options;
+        let Options { root, directory, progress, tap } = options;
         let tools = Tools::load(&root)?;
         let directory = Directory::make(&root, directory)?;
         let logs = directory.path.join("logs");
         std::fs::create_dir_all(&logs)?;
         let (path, logs) = (directory.path.as_path(), logs.as_path());
+        let authority = Authority::make(path)?;
         // The emulator comes with what is to be deployed to it, ready before the databases are.
-        let (emulator, postgres, redis, cluster) = tokio::join!(
+        let (emulator, postgres, dedicated, redis, stripe, cluster) = tokio::join!(
             told(&progress, "AWS emulator", async {
-                let emulator = Emulator::start(&tools, path, logs).await?;
+                let emulator = Emulator::start(&tools, path, logs, tap.clone()).await?;
                 let aws = emulator::aws_config(emulator.endpoint()).await;
                 let packaged = deploy::package(&aws, &root).await?;
                 Ok((emulator, aws, packaged))
             }),
-            told(&progress, "PostgreSQL", Postgres::start(&tools, path, logs)),
+            told(&progress, "PostgreSQL", Postgres::start(&tools, path, logs, &authority, Role::Registry)),
+            told(&progress, "PostgreSQL, dedicated", Postgres::start(&tools, path, logs, &authority, Role::Dedicated)),
             told(&progress, "Redis", Redis::start(&tools, path, logs)),
+            told(&progress, "Stripe", Stripe::start(&tools, path, logs)),
             told(&progress, "Kubernetes", Cluster::start(&tools, path, logs)),
         );
-        let ((emulator, aws, packaged), postgres, redis, cluster) = (emulator?, postgres?, redis?, cluster?);
+        let ((emulator, aws, packaged), postgres, redis, mut cluster) = (emulator?, postgres?, redis?, cluster?);
+        let (dedicated, stripe) = (dedicated?, stripe?);
+        let tapped = match tap {
+            None => Tapped::default(),
+            Some(tap) => Tapped::in_front_of(&postgres, &dedicated, &stripe, &mut cluster, &authority, &tap).await?,
+        };
         let zone = hosted_zone(&aws).await?;
         let dns = DnsServer::start(&aws, &zone, BASE_DOMAIN).await?;
-        prepare(&aws, &postgres).await?;
-        let systems = Systems { dns, emulator, postgres, redis, cluster, _directory: directory };
+        prepare(&aws, &postgres, port_of(tapped.postgres.as_ref(), &postgres)).await?;
+        let systems = Systems {
+            dns,
+            emulator,
+            postgres,
+            dedicated,
+            redis,
+            stripe,
+            cluster,
+            authority,
+            tapped,
+            _directory: directory,
+        };
         let mut stack = Stack { aws, root, zone, outputs: HashMap::new(), variables: HashMap::new(), systems };
         told(&progress, "Deployment", stack.apply(&packaged)).await?;
         Ok(stack)
@@ -118,7 +161,13 @@ impl Stack {
 
     async fn apply(&mut self, packaged: &Packaged) -> Result<()> {
         let kubeconfig = self.systems.cluster.functions.display().to_string();
-        let ca_bundle = self.systems.postgres.ca_bundle.display().to_string();
+        let ca_bundle = self.systems.authority.bundle.display().to_string();
+        let tapped = &self.systems.tapped;
+        let dedicated_port = port_of(tapped.dedicated.as_ref(), &self.systems.dedicated).to_string();
+        let stripe = match &tapped.stripe {
+            Some(proxy) => format!("http://{}", proxy.address()),
+            None => self.systems.stripe.url(),
+        };
         let (dns, deployment) = (self.systems.dns.address(), Uuid::new_v4().to_string());
         let parameters = [
             ("Stage", "local"),
@@ -129,6 +178,10 @@ impl Stack {
             ("AppDatabaseSecret", APP_DATABASE_SECRET),
             ("PostgresCaBundle", &ca_bundle),
             ("Kubeconfig", &kubeconfig),
+            ("EksCluster", EKS_CLUSTER),
+            ("DedicatedPort", &dedicated_port),
+            ("StripeSecret", STRIPE_SECRET),
+            ("StripeApiUrl", &stripe),
             ("SenderAddress", SENDER),
             (deploy::CONCURRENCY, FUNCTION_CONCURRENCY),
             ("DeployId", &deployment),
@@ -143,14 +196,18 @@ impl Stack {
     /// # Errors
     /// When a process cannot be ended.
     pub async fn shutdown(self) -> Result<()> {
-        let Systems { dns, emulator, postgres, redis, cluster, _directory: directory } = self.systems;
-        drop(dns);
+        let Systems {
+            dns, emulator, postgres, dedicated, redis, stripe, cluster, tapped, _directory: directory, ..
+        } = self.systems;
+        drop((dns, tapped));
         // Each takes a moment to end: all at once.
         tokio::task::spawn_blocking(move || {
             std::thread::scope(|scope| {
                 scope.spawn(move || drop(emulator));
                 scope.spawn(move || drop(postgres));
+                scope.spawn(move || drop(dedicated));
                 scope.spawn(move || drop(redis));
+                scope.spawn(move || drop(stripe));
                 scope.spawn(move || drop(cluster));
             });
             drop(directory);
@@ -164,10 +221,12 @@ impl Stack {
     /// # Errors
     /// As said, with the end of its log.
     pub fn check(&mut self) -> Result<()> {
-        let Systems { emulator, postgres, redis, cluster, .. } = &mut self.systems;
+        let Systems { emulator, postgres, dedicated, redis, stripe, cluster, .. } = &mut self.systems;
         emulator.check()?;
         postgres.check()?;
+        dedicated.check()?;
         redis.check()?;
+        stripe.check()?;
         cluster.check()
     }
 
@@ -198,7 +257,7 @@ impl Stack {
 
     /// What `make -s env` exports.
     pub fn exports(&self) -> HashMap<String, String> {
-        let Systems { dns, emulator, postgres, redis, cluster, .. } = &self.systems;
+        let Systems { dns, emulator, postgres, dedicated, redis, stripe, cluster, .. } = &self.systems;
         [
             ("AWS_ENDPOINT_URL", emulator.endpoint().to_owned()),
             ("AWS_REGION", emulator::REGION.to_owned()),
@@ -209,7 +268,10 @@ impl Stack {
             ("KUBECONFIG", cluster.admin.display().to_string()),
             ("REGISTRY_DATABASE_URL", postgres.administrator_url()),
             ("APP_DATABASE_URL", postgres.application_url()),
+            ("DEDICATED_DATABASE_URL", dedicated.maintenance_url()),
             ("REDIS_URL", redis.url()),
+            ("STRIPE_API_URL", stripe.url()),
+            ("STRIPE_API_KEY", stripe::API_KEY.to_owned()),
             ("DNS_SERVER", dns.address()),
             ("BASE_DOMAIN", BASE_DOMAIN.to_owned()),
         ]
@@ -217,6 +279,31 @@ impl Stack {
         .map(|(name, value)| (name.to_owned(), value))
         .collect()
     }
+}
+
+impl Tapped {
+    async fn in_front_of(
+        postgres: &Postgres,
+        dedicated: &Postgres,
+        stripe: &Stripe,
+        cluster: &mut Cluster,
+        authority: &Authority,
+        tap: &Arc<dyn Tap>,
+    ) -> Result<Self> {
+        let tls = Arc::new(authority.server_config()?);
+        let upstream = Upstream { authority: stripe.authority(), tls: None };
+        Ok(Tapped {
+            postgres: Some(sql(System::Postgres, postgres.port(), tls.clone(), tap.clone()).await?),
+            dedicated: Some(sql(System::Dedicated, dedicated.port(), tls, tap.clone()).await?),
+            stripe: Some(proxy::http(System::Stripe, upstream, None, tap.clone()).await?),
+            _kubernetes: cluster.tap(authority, tap.clone()).await?,
+        })
+    }
+}
+
+/// Where functions find a server: at what stands in front of it, or at the server itself.
+fn port_of(proxy: Option<&Proxy>, server: &Postgres) -> u16 {
+    proxy.map_or(server.port(), |proxy| proxy.address().port())
 }
 
 /// Tells what a part of the boot is and how long it took.
@@ -231,13 +318,21 @@ async fn told<T>(progress: &Progress, name: &str, part: impl Future<Output = Res
 }
 
 /// What the template expects to be there before it is deployed, as it would be in an AWS account.
-async fn prepare(aws: &SdkConfig, postgres: &Postgres) -> Result<()> {
+async fn prepare(aws: &SdkConfig, postgres: &Postgres, port: u16) -> Result<()> {
     let secrets = aws_sdk_secretsmanager::Client::new(aws);
-    let registry = postgres.secret(postgres.provisioner(), &postgres.provisioner_password);
-    let application = postgres.secret("tenantry_app", &postgres.application_password);
-    for (name, text) in [(REGISTRY_SECRET, registry), (APP_DATABASE_SECRET, application)] {
+    let registry = postgres.secret(postgres.provisioner(), &postgres.provisioner_password, port);
+    let application = postgres.secret("tenantry_app", &postgres.application_password, port);
+    let billing = json!({ "api_key": stripe::API_KEY }).to_string();
+    for (name, text) in [(REGISTRY_SECRET, registry), (APP_DATABASE_SECRET, application), (STRIPE_SECRET, billing)] {
         secrets.create_secret().name(name).secret_string(text).send().await?;
     }
+    aws_sdk_eks::Client::new(aws)
+        .create_cluster()
+        .name(EKS_CLUSTER)
+        .role_arn("arn:aws:iam::000000000000:role/cluster")
+        .resources_vpc_config(VpcConfigRequest::builder().build())
+        .send()
+        .await?;
     aws_sdk_sesv2::Client::new(aws).create_email_identity().email_identity(SENDER).send().await?;
     Ok(())
 }

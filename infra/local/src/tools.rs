@@ -14,6 +14,8 @@ pub struct Tools {
     pub kube: PathBuf,
     /// The directory of PostgreSQL's executables.
     pub postgres_bin: PathBuf,
+    /// The Stripe fake's executable.
+    pub localstripe: PathBuf,
     /// The Redis server's executable.
     pub redis_server: PathBuf,
 }

@@ -155,7 +155,8 @@ pub async fn acquire(
             refuse_while_manual(&transaction, tenant).await?;
             transaction
                 .execute(
-                    "UPDATE tenants SET status = 'provisioning', execution = $2, execution_since = now(), takeovers = 0
+                    "UPDATE tenants SET status = 'provisioning', execution = $2, execution_since = now(), takeovers = 0,
+                            retry_at = NULL
                      WHERE id = $1",
                     &[&tenant.0, &execution],
                 )
@@ -247,10 +248,18 @@ pub struct Failure {
     pub message: String,
 }
 
+/// The error's name where nothing failed.
+const COMPENSATED: &str = "Compensated";
+
 impl Failure {
     /// The reason where nothing failed.
     pub fn compensated() -> Self {
-        Failure { error: "Compensated".into(), message: "an operator asked for what was made to be undone".into() }
+        Failure { error: COMPENSATED.into(), message: "an operator asked for what was made to be undone".into() }
+    }
+
+    /// Whether another attempt may succeed though nobody did anything: what failed is neither permanent nor a wish.
+    pub fn may_pass(&self) -> bool {
+        self.error != COMPENSATED && !StepError::PERMANENT.contains(&self.error.as_str())
     }
 }
 
@@ -273,7 +282,8 @@ pub async fn note_failure(
 }
 
 /// Returns a tenant to `pending` with the reason, gives the fence back, and tells the world. `leftovers` are the kinds of
-/// what could not be removed: with any, the tenant needs an operator; without, it needs none any more. Again is a no-op.
+/// what could not be removed: with any, the tenant needs an operator; without, it needs none any more. What may pass by itself
+/// is tried again after the next of `pauses` (seconds), while there is one. Again is a no-op.
 ///
 /// # Errors
 /// `Superseded` when another execution holds the tenant.
@@ -283,6 +293,7 @@ pub async fn release(
     execution: &str,
     failure: &Failure,
     leftovers: &[&str],
+    pauses: &[f64],
 ) -> Result<(), StepError> {
     let transaction = client.transaction().await?;
     audit::act_as(&transaction, execution).await?;
@@ -299,10 +310,20 @@ pub async fn release(
     let row = transaction
         .query_one(
             "UPDATE tenants SET status = 'pending', execution = NULL, execution_since = NULL, needs_operator = $5,
+                    attempt = attempt + 1,
+                    retry_at = CASE WHEN $6 THEN now() + make_interval(secs => ($7::float8[])[retries + 1]) END,
                     failed_step = coalesce($2, CASE WHEN failed_at >= execution_since THEN failed_step END),
                     failed_error = $3, failed_message = $4, failed_at = now()
              WHERE id = $1 RETURNING failed_step",
-            &[&tenant.0, &unfinished, &failure.error, &failure.message, &reason],
+            &[
+                &tenant.0,
+                &unfinished,
+                &failure.error,
+                &failure.message,
+                &reason,
+                &(reason.is_none() && failure.may_pass()),
+                &pauses,
+            ],
         )
         .await?;
     if reason.is_some() {

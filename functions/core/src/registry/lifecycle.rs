@@ -30,7 +30,7 @@ pub async fn activate(
     transaction
         .execute(
             "UPDATE tenants SET status = 'active', failed_step = NULL, failed_error = NULL, failed_message = NULL,
-                    failed_at = NULL WHERE id = $1",
+                    failed_at = NULL, retries = 0, retry_at = NULL WHERE id = $1",
             &[&tenant.0],
         )
         .await?;

@@ -3,13 +3,16 @@
 //! Each function runs its own SQL on a connection it is given; the database itself refuses what must never happen.
 
 pub mod audit;
+pub mod billing;
 pub mod contacts;
 pub mod fence;
+pub mod invites;
 pub mod journal;
 pub mod lifecycle;
 pub mod outbox;
 pub mod payments;
 pub mod placement;
+pub mod retries;
 pub mod signup;
 
 use serde_json::{Map, Value};
@@ -71,7 +74,10 @@ pub async fn read(client: &impl GenericClient, tenant: &Selector) -> Result<Reco
             client.query_opt(&sql, &[&id.0]).await?
         }
         Selector::Slug(slug) => {
-            let sql = format!("SELECT {RECORD} FROM tenants t JOIN plan_quotas q USING (plan) WHERE t.slug = $1");
+            let sql = format!(
+                "SELECT {RECORD} FROM tenants t JOIN plan_quotas q USING (plan) WHERE t.slug = $1
+                               ORDER BY t.status <> 'deprovisioned' DESC, t.created_at DESC LIMIT 1"
+            );
             client.query_opt(&sql, &[slug]).await?
         }
     };

@@ -3,7 +3,8 @@
 use tokio_postgres::{Client, GenericClient};
 
 use crate::error::{Problem, StepError};
-use crate::tenant::{Plan, Tenant};
+use crate::request::SignUp;
+use crate::tenant::{Isolation, Tenant};
 
 /// A server that holds tenants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,17 +61,37 @@ pub async fn placed(client: &impl GenericClient, tenant: &Tenant) -> Result<Opti
     row.map(|row| Ok(Server { name: row.try_get(0)?, secret: row.try_get(1)? })).transpose()
 }
 
-/// Refuses a plan whose tenants have nowhere to be placed: no server of its isolation is open.
+/// The isolation that a sign-up will have: the one it asks for, where its plan allows it, or else its plan's.
 ///
 /// # Errors
-/// `InvalidRequest` for the field `plan`.
-pub async fn refuse_without_server(client: &Client, plan: Plan) -> Result<(), StepError> {
-    let sql = "SELECT q.default_isolation::text FROM plan_quotas q WHERE q.plan = $1::text::plan AND NOT EXISTS
-               (SELECT FROM database_servers s WHERE s.isolation = q.default_isolation AND s.state = 'open')";
-    let Some(row) = client.query_opt(sql, &[&plan.as_str()]).await? else { return Ok(()) };
-    let isolation: &str = row.try_get(0)?;
-    Err(StepError::InvalidRequest(vec![Problem {
-        field: "plan".into(),
-        rule: format!("{plan} is not offered here: no database server for isolation '{isolation}' is open"),
-    }]))
+/// `InvalidRequest` for the field `isolation` or `plan`; `NeedsOperator` when no database server has room.
+pub async fn isolation_of(client: &Client, request: &SignUp) -> Result<Isolation, StepError> {
+    let plan = request.plan;
+    let sql = "SELECT q.default_isolation::text, q.max_isolation::text,
+                      coalesce($2::text::isolation BETWEEN q.default_isolation AND q.max_isolation, true),
+                      s.state IS NOT NULL, coalesce(bool_or(s.state = 'open' AND s.capacity > (
+                          SELECT count(*) FROM tenants t WHERE t.database_server = s.name AND t.status <> 'deprovisioned')), false)
+               FROM plan_quotas q LEFT JOIN database_servers s
+                   ON s.isolation = coalesce($2::text::isolation, q.default_isolation) AND s.state = 'open'
+               WHERE q.plan = $1::text::plan GROUP BY q.plan, s.state";
+    let row = client.query_one(sql, &[&plan.as_str(), &request.isolation.map(Isolation::as_str)]).await?;
+    let (default, most): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
+    let refused = |field: &str, rule: String| StepError::InvalidRequest(vec![Problem { field: field.into(), rule }]);
+    if !row.try_get::<_, bool>(2)? {
+        let range = if default == most { default.to_owned() } else { format!("between {default} and {most}") };
+        return Err(refused("isolation", format!("must be {range} on plan {plan}")));
+    }
+    let isolation = request.isolation.map_or_else(|| default.parse(), Ok);
+    let isolation = isolation.map_err(|rule| StepError::Unexpected(format!("plan {plan}: isolation {rule}")))?;
+    match (isolation, row.try_get(3)?, row.try_get(4)?) {
+        (Isolation::Database, ..) | (_, true, true) => Ok(isolation),
+        (_, false, _) => Err(refused(
+            "plan",
+            format!("{plan} is not offered here: no database server for isolation '{isolation}' is open"),
+        )),
+        (_, true, false) => Err(StepError::NeedsOperator(format!(
+            "no database server for isolation '{isolation}' has room, and nothing was made: add one to the registry's \
+             database_servers, or raise the capacity of one that is open; then send the request again"
+        ))),
+    }
 }

@@ -7,7 +7,7 @@ use super::payments::lock_request;
 use super::{Record, Selector, audit, read};
 use crate::error::StepError;
 use crate::request::SignUp;
-use crate::tenant::TenantId;
+use crate::tenant::{Isolation, TenantId};
 
 /// Registers the tenant that a request asks for, `pending`, or finds the one it registered before.
 ///
@@ -39,11 +39,17 @@ async fn insert(transaction: &Transaction<'_>, request: &SignUp) -> Result<Tenan
     let inserted = transaction
         .query_opt(
             "INSERT INTO tenants (slug, plan, region, isolation, request_id, paid_at)
-             SELECT $1, $2::text::plan, $3, q.default_isolation, $4,
+             SELECT $1, $2::text::plan, $3, coalesce($5::text::isolation, q.default_isolation), $4,
                     (SELECT confirmed_at FROM payments WHERE request_id = $4)
              FROM plan_quotas q WHERE q.plan = $2::text::plan
-             ON CONFLICT (slug) DO NOTHING RETURNING id",
-            &[&request.slug.as_str(), &request.plan.as_str(), &request.region.as_str(), &request.request_id],
+             ON CONFLICT (slug) WHERE status <> 'deprovisioned' OR activated_at IS NOT NULL DO NOTHING RETURNING id",
+            &[
+                &request.slug.as_str(),
+                &request.plan.as_str(),
+                &request.region.as_str(),
+                &request.request_id,
+                &request.isolation.map(Isolation::as_str),
+            ],
         )
         .await?;
     let Some(row) = inserted else {
@@ -52,6 +58,9 @@ async fn insert(transaction: &Transaction<'_>, request: &SignUp) -> Result<Tenan
     let id = TenantId(row.try_get(0)?);
     let sql = "INSERT INTO contacts (tenant_id, name, email) VALUES ($1, $2, $3)";
     transaction.execute(sql, &[&id.0, &request.owner.name, &request.owner.email]).await?;
+    let sql = "INSERT INTO billing_accounts (tenant_id, customer, adopted, payment_method)
+               VALUES ($1, $2::text, $2::text IS NOT NULL, $3)";
+    transaction.execute(sql, &[&id.0, &request.customer, &request.payment_method]).await?;
     Ok(id)
 }
 
@@ -62,7 +71,7 @@ async fn insert(transaction: &Transaction<'_>, request: &SignUp) -> Result<Tenan
 /// `Conflict` when the slug was given.
 pub async fn is_registered(client: &Client, request: &SignUp) -> Result<bool, StepError> {
     let sql = "SELECT coalesce(bool_or(request_id = $2), false), count(*) > 0 FROM tenants
-               WHERE slug = $1 OR request_id = $2";
+               WHERE request_id = $2 OR slug = $1 AND (status <> 'deprovisioned' OR activated_at IS NOT NULL)";
     let row = client.query_one(sql, &[&request.slug.as_str(), &request.request_id]).await?;
     match (row.try_get(0)?, row.try_get(1)?) {
         (false, true) => Err(slug_taken(&request.slug)),
@@ -82,6 +91,9 @@ async fn refuse_other_body(transaction: &Transaction<'_>, tenant: TenantId, requ
     }
     if registered.plan != request.plan {
         differs.push("plan");
+    }
+    if request.isolation.is_some_and(|asked| asked != registered.isolation) {
+        differs.push("isolation");
     }
     if registered.region != request.region {
         differs.push("region");

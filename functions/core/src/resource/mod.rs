@@ -3,12 +3,15 @@
 //! A resource answers three questions. Provisioning asks `ensure`, compensation and deletion ask `remove`, the deletion
 //! scan and drift repair ask `inspect`.
 
+pub mod billing;
 pub mod bucket;
 pub mod database;
 pub mod dns;
 pub mod identity;
+pub mod invite;
 pub mod namespace;
 mod policy_document;
+pub mod queue;
 #[cfg(test)]
 pub(crate) mod samples;
 pub mod tenant_config;
@@ -39,14 +42,22 @@ pub enum Inspection {
 /// # Errors
 /// `Misconfigured` when a setting of one of them is missing.
 pub fn all(env: &Environment) -> Result<Vec<Box<dyn Resource>>, StepError> {
-    Ok(vec![
+    let mut all: Vec<Box<dyn Resource>> = vec![
         Box::new(database::TenantDatabase::from_env(env)?),
         Box::new(identity::Identity::from_env(env)?),
         Box::new(bucket::Bucket::from_env(env)?),
+        Box::new(queue::Queue::from_env(env)),
         Box::new(namespace::Namespace::from_env(env)?),
         Box::new(dns::DnsRecord::from_env(env)?),
         Box::new(tenant_config::TenantConfig::from_env(env)?),
-    ])
+        Box::new(invite::Invite::from_env(env)?),
+    ];
+    let billing = billing::Billing::from_env(env)?;
+    if billing.is_on() {
+        let before_config = all.len() - 2;
+        all.insert(before_config, Box::new(billing));
+    }
+    Ok(all)
 }
 
 /// A thing a tenant owns in some system, named by the tenant's id and slug alone.

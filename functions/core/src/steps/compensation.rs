@@ -27,6 +27,8 @@ pub struct Undo {
 pub struct ReleaseTenant {
     registry: Database,
     resources: Vec<Box<dyn Resource>>,
+    /// Before each further attempt, in seconds.
+    pauses: Vec<f64>,
 }
 
 impl Undo {
@@ -92,7 +94,13 @@ impl ReleaseTenant {
     /// # Errors
     /// `Misconfigured` when a setting is missing.
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
-        Ok(ReleaseTenant { registry: Database::registry(env)?, resources: resource::all(env)? })
+        let pauses = env.list("RETRY_PAUSES");
+        let pauses = pauses.iter().map(|pause| pause.parse()).collect::<Result<_, _>>().map_err(|_| {
+            StepError::Misconfigured(
+                "environment variable RETRY_PAUSES must be seconds, separated by commas".to_owned(),
+            )
+        })?;
+        Ok(ReleaseTenant { registry: Database::registry(env)?, resources: resource::all(env)?, pauses })
     }
 
     /// What of the tenant's still exists, all systems asked at once. What is another's is not the tenant's to leave behind.
@@ -131,7 +139,8 @@ impl Step for ReleaseTenant {
                 "compensation left something behind"
             );
         }
-        fence::release(&mut *self.registry.client().await?, record.tenant.id, execution, &failure, &leftovers).await?;
+        let mut client = self.registry.client().await?;
+        fence::release(&mut client, record.tenant.id, execution, &failure, &leftovers, &self.pauses).await?;
         Ok(json!({ "step": name, "outcome": "done", "left_over": leftovers }))
     }
 }

@@ -1,5 +1,6 @@
 //! The steps that are not about one resource: signing up, taking and giving back the fence, activation, and what follows.
 
+pub mod accept;
 pub mod activation;
 pub mod compensation;
 pub mod dns;

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep};
 
+use crate::capacity::Capacity;
 use crate::environment::Environment;
 use crate::error::{Problem, StepError};
 use crate::postgres::Database;
@@ -28,6 +29,7 @@ const POLL: Duration = Duration::from_secs(2);
 pub struct BeginProvisioning {
     registry: Database,
     executions: aws_sdk_sfn::Client,
+    capacity: Capacity,
 }
 
 /// What a step of this file needs beyond its own logic.
@@ -48,7 +50,11 @@ impl BeginProvisioning {
     /// # Errors
     /// `Misconfigured` when a setting is missing.
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
-        Ok(BeginProvisioning { registry: Database::registry(env)?, executions: aws_sdk_sfn::Client::new(&env.aws) })
+        Ok(BeginProvisioning {
+            registry: Database::registry(env)?,
+            executions: aws_sdk_sfn::Client::new(&env.aws),
+            capacity: Capacity::from_env(env)?,
+        })
     }
 
     /// Takes the fence over once its holder has been dead for longer than any function can run.
@@ -106,6 +112,10 @@ impl Step for BeginProvisioning {
         let Actor::Execution(execution) = &call.actor else {
             return by_hand(&record, &[Status::Active, Status::Suspended], json!({"decision": "nothing_to_do"}));
         };
+        if record.tenant.status == Status::Pending && !call.compensate {
+            // Before the fence: a refused tenant has made nothing, and stays as it is.
+            self.capacity.refuse_full(&*self.registry.client().await?, record.tenant.isolation).await?;
+        }
         // Twice at most: what was taken over is ours, or another's that is alive.
         for _ in 0..3 {
             let granted = fence::acquire(&mut *self.registry.client().await?, id, execution, call.compensate).await?;

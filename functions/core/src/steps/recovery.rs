@@ -1,27 +1,97 @@
-//! RecoverExecution: what happens to a tenant whose execution ended without giving it back.
+//! RecoverExecution and SweepTenants: what happens to a tenant whose execution ended without giving it back, and to one that
+//! waits for nobody.
 //!
-//! Fed by "Step Functions Execution Status Change": `States.ALL` catches neither `States.Runtime` nor a stop.
+//! RecoverExecution is fed by "Step Functions Execution Status Change": `States.ALL` catches neither `States.Runtime` nor a
+//! stop. SweepTenants runs on a schedule, finds what that event did not reach, and tries again what may succeed by now.
 
 use async_trait::async_trait;
+use aws_sdk_sfn::types::ExecutionStatus;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::provisioning::FUNCTION_TIMEOUT;
 use crate::environment::Environment;
 use crate::error::{Problem, StepError};
 use crate::postgres::Database;
 use crate::registry::fence::{self, Failure};
-use crate::registry::{self, Selector};
+use crate::registry::{self, Record, Selector, retries};
 use crate::step::{Step, log_tenant};
 use crate::tenant::TenantId;
 
 /// How often a tenant is resumed by itself before an operator has to look.
 const MOST_TAKEOVERS: i32 = 3;
 
-/// Starts what resumes, or what compensates; or flags the tenant.
-pub struct RecoverExecution {
+/// What resumes, compensates or flags a tenant.
+struct Recovery {
     registry: Database,
     machines: aws_sdk_sfn::Client,
     provision_machine: String,
+}
+
+/// Recovers the tenant of one execution that ended.
+pub struct RecoverExecution(Recovery);
+
+/// Recovers every tenant whose execution has ended, starts the attempts that are due, and ends what was never paid for.
+pub struct SweepTenants {
+    recovery: Recovery,
+    sign_up_expiry: f64,
+}
+
+impl Recovery {
+    fn from_env(env: &Environment) -> Result<Self, StepError> {
+        Ok(Recovery {
+            registry: Database::registry(env)?,
+            machines: aws_sdk_sfn::Client::new(&env.aws),
+            provision_machine: env.required("PROVISION_MACHINE_ARN")?,
+        })
+    }
+
+    /// Recovers a tenant from the execution that holds it and has ended in `status`. Once for each execution: what is started
+    /// is named for it.
+    async fn recover(&self, record: &Record, ended: &str, status: &str) -> Result<&'static str, StepError> {
+        let tenant = record.tenant.id;
+        let name = format!("recover-{}", Uuid::new_v5(&Uuid::NAMESPACE_URL, ended.as_bytes()));
+        let action = if status == ExecutionStatus::Aborted.as_str() {
+            // Stopping an execution is how an operator cancels it.
+            self.start(&name, tenant, "compensate").await?;
+            "compensate"
+        } else if record.takeovers < MOST_TAKEOVERS {
+            self.start(&name, tenant, "provision").await?;
+            "resume"
+        } else {
+            tracing::error!(needs_operator = true, "the tenant is flagged: it was resumed too often");
+            let failure = Failure {
+                error: status.to_owned(),
+                message: format!("execution {ended} ended, the last of {MOST_TAKEOVERS} that resumed the tenant"),
+            };
+            fence::flag(&mut *self.registry.client().await?, tenant, ended, &failure).await?;
+            "flag"
+        };
+        tracing::warn!(ended, status, action, "an execution ended without giving its tenant back");
+        Ok(action)
+    }
+
+    async fn start(&self, name: &str, tenant: TenantId, intent: &str) -> Result<(), StepError> {
+        let input = json!({ "tenant_id": tenant, "intent": intent }).to_string();
+        let start = self.machines.start_execution().state_machine_arn(&self.provision_machine).name(name).input(input);
+        match start.send().await {
+            Ok(_) => Ok(()),
+            Err(error) if crate::aws::code(&error) == Some("ExecutionAlreadyExists") => Ok(()),
+            Err(error) => Err(crate::aws::classify(&format!("starting execution {name} for tenant {tenant}"), &error)),
+        }
+    }
+
+    /// How an execution ended; `None` while it runs. One that Step Functions does not know is as good as failed.
+    async fn ending(&self, execution: &str) -> Result<Option<String>, StepError> {
+        match self.machines.describe_execution().execution_arn(execution).send().await {
+            Ok(described) => Ok(match described.status() {
+                ExecutionStatus::Running | ExecutionStatus::PendingRedrive => None,
+                ended => Some(ended.as_str().to_owned()),
+            }),
+            Err(error) if crate::aws::code(&error) == Some("ExecutionDoesNotExist") => Ok(Some("FAILED".to_owned())),
+            Err(error) => Err(crate::aws::classify(&format!("asking for execution {execution}"), &error)),
+        }
+    }
 }
 
 impl RecoverExecution {
@@ -30,31 +100,62 @@ impl RecoverExecution {
     /// # Errors
     /// `Misconfigured` when a setting is missing.
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
-        Ok(RecoverExecution {
-            registry: Database::registry(env)?,
-            machines: aws_sdk_sfn::Client::new(&env.aws),
-            provision_machine: env.required("PROVISION_MACHINE_ARN")?,
-        })
+        Ok(RecoverExecution(Recovery::from_env(env)?))
+    }
+}
+
+impl SweepTenants {
+    /// Wires the step.
+    ///
+    /// # Errors
+    /// `Misconfigured` when a setting is missing.
+    pub fn from_env(env: &Environment) -> Result<Self, StepError> {
+        Ok(SweepTenants { recovery: Recovery::from_env(env)?, sign_up_expiry: env.number("SIGN_UP_EXPIRY_SECONDS")? })
     }
 
-    /// Starts the machine, once for each execution that ended: the name is derived from that execution's ARN.
-    async fn start(&self, ended: &str, tenant: TenantId, intent: &str) -> Result<(), StepError> {
-        let name = format!("recover-{}", Uuid::new_v5(&Uuid::NAMESPACE_URL, ended.as_bytes()));
-        let input = json!({ "tenant_id": tenant, "intent": intent }).to_string();
-        let started = self
-            .machines
-            .start_execution()
-            .state_machine_arn(&self.provision_machine)
-            .name(&name)
-            .input(input)
-            .send()
-            .await;
-        match started {
-            Ok(_) => Ok(()),
-            Err(error) if crate::aws::code(&error) == Some("ExecutionAlreadyExists") => Ok(()),
-            Err(error) => Err(crate::aws::classify(&format!("starting execution {name} for tenant {tenant}"), &error)),
+    /// A tenant's trouble is logged, and keeps nobody else from being looked at.
+    async fn sweep(&self) -> Result<[usize; 3], StepError> {
+        let Recovery { registry, .. } = &self.recovery;
+        let held = retries::held(&*registry.client().await?, FUNCTION_TIMEOUT.as_secs_f64()).await?;
+        let mut recovered = 0;
+        for (tenant, execution) in held {
+            recovered += usize::from(noted(tenant, self.recover_held(tenant, &execution).await));
         }
+        let due = retries::due(&*registry.client().await?).await?;
+        let mut started = 0;
+        for due in due {
+            started += usize::from(noted(due.tenant, self.try_again(&due).await.map(|()| true)));
+        }
+        let expired = retries::expire(&mut *registry.client().await?, self.sign_up_expiry, "sweep-tenants").await?;
+        for tenant in &expired {
+            tracing::info!(tenant = %tenant, "a sign-up that was not paid for has expired");
+        }
+        Ok([recovered, started, expired.len()])
     }
+
+    async fn recover_held(&self, tenant: TenantId, execution: &str) -> Result<bool, StepError> {
+        let Some(status) = self.recovery.ending(execution).await? else { return Ok(false) };
+        let record = registry::read(&*self.recovery.registry.client().await?, &Selector::Id(tenant)).await?;
+        if record.execution.as_deref() != Some(execution) {
+            return Ok(false);
+        }
+        self.recovery.recover(&record, execution, &status).await.map(|_| true)
+    }
+
+    /// Started before it is counted: a crash in between starts the same name again, which is no second execution.
+    async fn try_again(&self, due: &retries::Due) -> Result<(), StepError> {
+        let name = format!("retry-{}-{}", due.tenant, due.retry);
+        self.recovery.start(&name, due.tenant, "provision").await?;
+        tracing::info!(tenant = %due.tenant, retry = due.retry, "trying again");
+        retries::begun(&*self.recovery.registry.client().await?, due).await
+    }
+}
+
+fn noted(tenant: TenantId, result: Result<bool, StepError>) -> bool {
+    result.unwrap_or_else(|error| {
+        tracing::warn!(%tenant, error = error.name(), %error, "the sweep could not help this tenant");
+        false
+    })
 }
 
 #[async_trait]
@@ -67,29 +168,21 @@ impl Step for RecoverExecution {
                 rule: "must be that of a Step Functions Execution Status Change".into(),
             }]));
         };
-        let held = fence::held_by(&*self.registry.client().await?, execution).await?;
+        let held = fence::held_by(&*self.0.registry.client().await?, execution).await?;
         let Some(tenant) = held else {
             return Ok(json!({ "action": "ignored", "why": "the execution holds no tenant" }));
         };
-        let record = registry::read(&*self.registry.client().await?, &Selector::Id(tenant)).await?;
+        let record = registry::read(&*self.0.registry.client().await?, &Selector::Id(tenant)).await?;
         log_tenant(&record.tenant);
-        let action = if status == "ABORTED" {
-            // Stopping an execution is how an operator cancels it.
-            self.start(execution, tenant, "compensate").await?;
-            "compensate"
-        } else if record.takeovers < MOST_TAKEOVERS {
-            self.start(execution, tenant, "provision").await?;
-            "resume"
-        } else {
-            tracing::error!(needs_operator = true, "the tenant is flagged: it was resumed too often");
-            let failure = Failure {
-                error: status.to_owned(),
-                message: format!("execution {execution} ended, the last of {MOST_TAKEOVERS} that resumed the tenant"),
-            };
-            fence::flag(&mut *self.registry.client().await?, tenant, execution, &failure).await?;
-            "flag"
-        };
-        tracing::warn!(ended = execution, status, action, "an execution ended without giving its tenant back");
+        let action = self.0.recover(&record, execution, status).await?;
         Ok(json!({ "action": action, "tenant_id": tenant }))
+    }
+}
+
+#[async_trait]
+impl Step for SweepTenants {
+    async fn run(&self, _name: &'static str, _input: &Value) -> Result<Value, StepError> {
+        let [recovered, started, expired] = self.sweep().await?;
+        Ok(json!({ "recovered": recovered, "started": started, "expired": expired }))
     }
 }

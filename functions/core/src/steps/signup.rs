@@ -5,6 +5,7 @@
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
+use crate::capacity::Capacity;
 use crate::environment::Environment;
 use crate::error::{Problem, StepError};
 use crate::postgres::Database;
@@ -18,6 +19,7 @@ use crate::tenant::{Region, Status};
 pub struct ValidateRequest {
     registry: Database,
     zone: Zone,
+    capacity: Capacity,
     region: Region,
 }
 
@@ -41,6 +43,7 @@ impl ValidateRequest {
         Ok(ValidateRequest {
             registry: Database::registry(env)?,
             zone: Zone::from_env(env)?,
+            capacity: Capacity::from_env(env)?,
             region: served_region(env)?,
         })
     }
@@ -81,8 +84,8 @@ impl Step for ValidateRequest {
             // Delivered once more: what was made for it is not in its way.
             return Ok(json!({ "valid": true }));
         }
-        placement::refuse_without_server(&client, request.plan).await?;
-        self.zone.refuse_taken(&request.slug).await?;
+        let isolation = placement::isolation_of(&client, &request).await?;
+        futures::try_join!(self.capacity.refuse_full(&client, isolation), self.zone.refuse_taken(&request.slug))?;
         Ok(json!({ "valid": true }))
     }
 }

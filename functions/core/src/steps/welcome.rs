@@ -5,9 +5,11 @@ use serde_json::{Value, json};
 
 use crate::environment::Environment;
 use crate::error::StepError;
-use crate::mail::Mail;
+use crate::invite::{InviteKey, first_admin};
+use crate::mail::{Link, Mail};
 use crate::postgres::Database;
 use crate::registry::contacts;
+use crate::registry::invites::{self, State};
 use crate::step::Action;
 use crate::tenant::Tenant;
 
@@ -15,6 +17,8 @@ use crate::tenant::Tenant;
 pub struct WelcomeEmail {
     mail: Mail,
     base_domain: String,
+    key: InviteKey,
+    accept_url: String,
 }
 
 impl WelcomeEmail {
@@ -23,7 +27,12 @@ impl WelcomeEmail {
     /// # Errors
     /// `Misconfigured` when a setting is missing.
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
-        Ok(WelcomeEmail { mail: Mail::from_env(env)?, base_domain: env.required("BASE_DOMAIN")? })
+        Ok(WelcomeEmail {
+            mail: Mail::from_env(env)?,
+            base_domain: env.required("BASE_DOMAIN")?,
+            key: InviteKey::from_env(env)?,
+            accept_url: env.required("ACCEPT_INVITE_URL")?,
+        })
     }
 }
 
@@ -33,7 +42,16 @@ impl Action for WelcomeEmail {
         let Some(owner) = contacts::owner(&*registry.client().await?, tenant.id).await? else {
             return Ok(json!({ "sent": false, "why": "the owner's data was erased" }));
         };
-        self.mail.send_welcome(tenant, &owner, &tenant.host(&self.base_domain)).await
+        let invite = invites::find(&*registry.client().await?, first_admin(tenant.id)).await?;
+        let link = match invite.filter(|invite| invite.state == State::Open) {
+            Some(invite) => {
+                // Derived here, and only here: nothing else ever holds it.
+                let token = self.key.token(invite.id, invite.generation).await?;
+                Some(Link { url: format!("{}?token={}", self.accept_url, token.as_str()), until: invite.expires_at })
+            }
+            None => None,
+        };
+        self.mail.send_welcome(tenant, &owner, &tenant.host(&self.base_domain), link.as_ref()).await
     }
 
     /// A mail cannot be looked for: that the journal says it was sent is enough.

@@ -14,6 +14,7 @@ use crate::error::StepError;
 use crate::migrations::roles::accepts;
 use crate::migrations::{PRODUCT_TABLES, tenant as tenant_migrations};
 use crate::postgres::{Database, quote_identifier};
+use crate::registry::contacts::Contact;
 use crate::tenant::Tenant;
 
 /// Tables dropped in one transaction: each takes locks on itself, its indexes and its TOAST table, of the
@@ -125,7 +126,7 @@ impl OwnSchema {
                 drift.push("secret is missing".to_owned());
             }
             secret::Found::Deleting => drift.push("secret is scheduled for deletion".to_owned()),
-            secret::Found::Ours(Some(login)) if secret::matches(&login, tenant, &server) => {
+            secret::Found::Ours(Some(login)) if self.secret.matches(&login, tenant, &server) => {
                 let known = matches!(role, role::Found::Ours(_));
                 if known && !accepts(&login, self.ca_bundle.as_deref()).await? {
                     drift.push("role does not log in with the secret's password".to_owned());
@@ -139,6 +140,17 @@ impl OwnSchema {
             (_, false) => Inspection::Drifted(drift),
         })
     }
+}
+
+/// Makes the tenant's owner one of its users, with every right. Again changes nothing.
+pub(super) async fn add_owner(client: &Client, tenant: &Tenant, owner: &Contact) -> Result<(), StepError> {
+    let sql = format!(
+        "INSERT INTO {}.users (email, name, role) VALUES ($1, $2, 'owner')
+         ON CONFLICT (lower(email)) DO UPDATE SET role = excluded.role",
+        quote_identifier(&tenant.schema())
+    );
+    client.execute(&sql, &[&owner.email, &owner.name]).await?;
+    Ok(())
 }
 
 /// Whose the schema is, by its comment.

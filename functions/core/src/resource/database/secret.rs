@@ -1,4 +1,4 @@
-//! The secret with the login of a tenant's own role, in the form that RDS writes.
+//! The secrets with the logins of a tenant's own role, and of the master of its own server, in the form that RDS writes.
 
 use std::time::Duration;
 
@@ -22,6 +22,16 @@ const POLL: Duration = Duration::from_millis(250);
 /// Secrets of tenants' logins.
 pub(super) struct LoginSecret {
     pub(super) client: Client,
+    pub(super) whose: Whose,
+}
+
+/// Whose login a secret holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// The tenant's own role.
+    Role,
+    /// The master user of the tenant's own server.
+    Master,
 }
 
 /// What Secrets Manager has under the secret's name.
@@ -38,7 +48,7 @@ impl LoginSecret {
     /// The tenant's login on a server, generated once; a scheduled deletion is taken back. The server's address is kept up to
     /// date.
     pub(super) async fn ensure(&self, tenant: &Tenant, server: &Credentials) -> Result<Credentials, StepError> {
-        let name = tenant.database_secret();
+        let name = self.name(tenant);
         let mut found = self.find(tenant).await?;
         if let Found::Deleting = found {
             let doing = format!("restoring secret {name}");
@@ -47,15 +57,15 @@ impl LoginSecret {
         }
         match found {
             Found::Absent => {
-                let login = login(tenant, server, Alphanumeric.sample_string(&mut rand::rng(), PASSWORD_CHARS));
+                let login = self.login(tenant, server, Alphanumeric.sample_string(&mut rand::rng(), PASSWORD_CHARS));
                 self.create(tenant, &login).await?;
                 Ok(login)
             }
-            Found::Ours(Some(kept)) if matches(&kept, tenant, server) => Ok(kept),
+            Found::Ours(Some(kept)) if self.matches(&kept, tenant, server) => Ok(kept),
             Found::Ours(kept) => {
                 let password = kept.map(|kept| kept.password).filter(|password| password.len() >= PASSWORD_CHARS);
                 let password = password.unwrap_or_else(|| Alphanumeric.sample_string(&mut rand::rng(), PASSWORD_CHARS));
-                let login = login(tenant, server, password);
+                let login = self.login(tenant, server, password);
                 let doing = format!("updating secret {name}");
                 let put = self.client.put_secret_value().secret_id(&name).secret_string(text(&login));
                 put.send().await.map_err(|error| classify(&doing, &error))?;
@@ -67,12 +77,12 @@ impl LoginSecret {
     }
 
     async fn create(&self, tenant: &Tenant, login: &Credentials) -> Result<(), StepError> {
-        let name = tenant.database_secret();
+        let name = self.name(tenant);
         let created = self
             .client
             .create_secret()
             .name(&name)
-            .description(format!("PostgreSQL login of tenant {}", tenant.slug))
+            .description(format!("PostgreSQL login of tenant {} ({:?})", tenant.slug, self.whose))
             .secret_string(text(login))
             .tags(Tag::builder().key(OWNER_TAG).value(tenant.id.to_string()).build())
             .send()
@@ -89,7 +99,7 @@ impl LoginSecret {
 
     /// Deletes the secret for good, at once: its name would be kept for the recovery window otherwise.
     pub(super) async fn remove(&self, tenant: &Tenant) -> Result<(), StepError> {
-        let name = tenant.database_secret();
+        let name = self.name(tenant);
         if matches!(self.find(tenant).await?, Found::Absent | Found::Foreign(_)) {
             return Ok(());
         }
@@ -110,9 +120,42 @@ impl LoginSecret {
         Ok(())
     }
 
+    fn name(&self, tenant: &Tenant) -> String {
+        match self.whose {
+            Whose::Role => tenant.database_secret(),
+            Whose::Master => tenant.server_secret(),
+        }
+    }
+
+    fn username(&self, tenant: &Tenant) -> String {
+        match self.whose {
+            Whose::Role => tenant.database_role(),
+            Whose::Master => super::dedicated::MASTER.to_owned(),
+        }
+    }
+
+    /// Whether a login leads to this server as this user.
+    pub(super) fn matches(&self, login: &Credentials, tenant: &Tenant, server: &Credentials) -> bool {
+        login.host == server.host
+            && login.port == server.port
+            && login.dbname == server.dbname
+            && login.username == self.username(tenant)
+            && login.password.len() >= PASSWORD_CHARS
+    }
+
+    fn login(&self, tenant: &Tenant, server: &Credentials, password: String) -> Credentials {
+        Credentials {
+            host: server.host.clone(),
+            port: server.port,
+            dbname: server.dbname.clone(),
+            username: self.username(tenant),
+            password,
+        }
+    }
+
     /// Looks, by tag, whose the secret is, and reads it if it is the tenant's.
     pub(super) async fn find(&self, tenant: &Tenant) -> Result<Found, StepError> {
-        let name = tenant.database_secret();
+        let name = self.name(tenant);
         let described = match self.client.describe_secret().secret_id(&name).send().await {
             Ok(described) => described,
             Err(error) if code(&error) == Some("ResourceNotFoundException") => return Ok(Found::Absent),
@@ -133,25 +176,6 @@ impl LoginSecret {
             Err(error) if code(&error) == Some("ResourceNotFoundException") => Ok(Found::Ours(None)),
             Err(error) => Err(classify(&format!("reading secret {name}"), &error)),
         }
-    }
-}
-
-/// Whether a login leads to this server as this tenant.
-pub(super) fn matches(login: &Credentials, tenant: &Tenant, server: &Credentials) -> bool {
-    login.host == server.host
-        && login.port == server.port
-        && login.dbname == server.dbname
-        && login.username == tenant.database_role()
-        && login.password.len() >= PASSWORD_CHARS
-}
-
-fn login(tenant: &Tenant, server: &Credentials, password: String) -> Credentials {
-    Credentials {
-        host: server.host.clone(),
-        port: server.port,
-        dbname: server.dbname.clone(),
-        username: tenant.database_role(),
-        password,
     }
 }
 

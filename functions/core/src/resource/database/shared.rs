@@ -11,6 +11,7 @@ use super::{Inspection, writable};
 use crate::error::StepError;
 use crate::migrations::roles::AUDITOR_ROLE;
 use crate::migrations::{HISTORY, POOL, PRODUCT_TABLES};
+use crate::registry::contacts::Contact;
 use crate::tenant::Tenant;
 
 /// Rows deleted in one transaction: well within the statement timeout on the slowest server, indexes and all.
@@ -45,6 +46,16 @@ pub(super) async fn ensure(client: &mut Client, tenant: &Tenant) -> Result<Value
     transaction.execute("SELECT pool.seed_defaults()", &[]).await?;
     transaction.commit().await?;
     Ok(json!({ "isolation": tenant.isolation, "schema": POOL }))
+}
+
+/// Makes the tenant's owner one of its users, with every right. Again changes nothing.
+pub(super) async fn add_owner(client: &mut Client, tenant: &Tenant, owner: &Contact) -> Result<(), StepError> {
+    let transaction = begin(client, tenant).await?;
+    let sql = "INSERT INTO pool.users (tenant_id, email, name, role) VALUES ($1, $2, $3, 'owner')
+               ON CONFLICT (tenant_id, lower(email)) DO UPDATE SET role = excluded.role";
+    transaction.execute(sql, &[&tenant.id.0, &owner.email, &owner.name]).await?;
+    transaction.commit().await?;
+    Ok(())
 }
 
 /// Removes every row of the tenant, its row of `pool.tenants` last.

@@ -1,0 +1,71 @@
+//! What a tenant is at Stripe, as the registry remembers it.
+
+use tokio_postgres::GenericClient;
+
+use crate::error::StepError;
+use crate::tenant::TenantId;
+
+/// A tenant's account, with what a request to Stripe needs besides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    /// The customer's id; `None` before one was made.
+    pub customer: Option<String>,
+    /// Whether the sign-up named it: then it is not ours to delete.
+    pub adopted: bool,
+    /// What the sign-up wants charged. Without one, invoices are sent.
+    pub payment_method: Option<String>,
+    /// The subscription's id; `None` before one was made.
+    pub subscription: Option<String>,
+    /// The price of the tenant's plan.
+    pub price: String,
+    /// Part of every idempotency key: rises when a compensation has finished, and not on resume.
+    pub attempt: i32,
+}
+
+/// Reads a tenant's account.
+///
+/// # Errors
+/// When the registry cannot be read.
+pub async fn account(client: &impl GenericClient, tenant: TenantId) -> Result<Account, StepError> {
+    let sql =
+        "SELECT b.customer, coalesce(b.adopted, false), b.payment_method, b.subscription, q.billing_price, t.attempt
+               FROM tenants t JOIN plan_quotas q USING (plan) LEFT JOIN billing_accounts b ON b.tenant_id = t.id
+               WHERE t.id = $1";
+    let row = client.query_opt(sql, &[&tenant.0]).await?;
+    let row = row.ok_or_else(|| StepError::TenantNotFound(tenant.to_string()))?;
+    Ok(Account {
+        customer: row.try_get(0)?,
+        adopted: row.try_get(1)?,
+        payment_method: row.try_get(2)?,
+        subscription: row.try_get(3)?,
+        price: row.try_get(4)?,
+        attempt: row.try_get(5)?,
+    })
+}
+
+/// Remembers the customer and the subscription, as far as they are made.
+///
+/// # Errors
+/// When the registry cannot be written.
+pub async fn remember(
+    client: &impl GenericClient,
+    tenant: TenantId,
+    customer: &str,
+    subscription: Option<&str>,
+) -> Result<(), StepError> {
+    let sql = "INSERT INTO billing_accounts (tenant_id, customer, subscription) VALUES ($1, $2, $3)
+               ON CONFLICT (tenant_id) DO UPDATE SET customer = excluded.customer, subscription = excluded.subscription";
+    client.execute(sql, &[&tenant.0, &customer, &subscription]).await?;
+    Ok(())
+}
+
+/// Forgets the subscription, and the customer unless it is adopted.
+///
+/// # Errors
+/// When the registry cannot be written.
+pub async fn forget(client: &impl GenericClient, tenant: TenantId) -> Result<(), StepError> {
+    let sql = "UPDATE billing_accounts SET subscription = NULL, customer = CASE WHEN adopted THEN customer END
+               WHERE tenant_id = $1";
+    client.execute(sql, &[&tenant.0]).await?;
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! AcceptInvite: the page that an invitation's link leads to, and what its button does. Behind a function URL, for people.
+
+use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use crate::environment::Environment;
+use crate::error::StepError;
+use crate::invite::Token;
+use crate::mail::escaped;
+use crate::postgres::Database;
+use crate::registry::invites::{self, State};
+use crate::registry::{self, Record, Selector, audit, contacts};
+use crate::resource::database::TenantDatabase;
+use crate::step::{Step, log_tenant};
+use crate::tenant::Status;
+
+/// The longest body that is read: a form with one token.
+const MOST_BYTES: usize = 1024;
+
+/// Answers the requests of a function URL (payload format 2.0).
+pub struct AcceptInvite {
+    registry: Database,
+    database: TenantDatabase,
+    base_domain: String,
+}
+
+/// Why a link does not work, as its owner is told. The statuses are HTTP's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// No invitation, or not its token. Which of the two is nobody's business.
+    Unknown,
+    Expired,
+    Accepted,
+    /// The tenant is not in service.
+    Closed,
+}
+
+impl Refusal {
+    fn page(self) -> Value {
+        let (status, title, text) = match self {
+            Refusal::Unknown => (404, "This link is not known", "Open it as it is in the mail, whole."),
+            Refusal::Expired => (410, "This link has expired", "Ask for a new invitation."),
+            Refusal::Accepted => (409, "This invitation was accepted already", "Log in with your account."),
+            Refusal::Closed => (403, "This workspace is not open", "Ask whoever invited you."),
+        };
+        page(status, title, &format!("<p>{text}</p>"))
+    }
+}
+
+impl AcceptInvite {
+    /// Wires the step.
+    ///
+    /// # Errors
+    /// `Misconfigured` when a setting is missing.
+    pub fn from_env(env: &Environment) -> Result<Self, StepError> {
+        Ok(AcceptInvite {
+            registry: Database::registry(env)?,
+            database: TenantDatabase::from_env(env)?,
+            base_domain: env.required("BASE_DOMAIN")?,
+        })
+    }
+
+    /// The invitation that a token opens, and its tenant.
+    async fn opened(&self, text: &str) -> Result<Result<(invites::Invite, Record), Refusal>, StepError> {
+        let Some(token) = Token::parse(text) else { return Ok(Err(Refusal::Unknown)) };
+        let client = self.registry.client().await?;
+        let found = invites::find(&*client, token.invite).await?;
+        let Some(invite) = found.filter(|invite| token.is(&invite.token_hash)) else {
+            return Ok(Err(Refusal::Unknown));
+        };
+        let record = registry::read(&*client, &Selector::Id(invite.tenant)).await?;
+        log_tenant(&record.tenant);
+        Ok(match (invite.state, record.tenant.status) {
+            (State::Revoked, _) => Err(Refusal::Unknown),
+            (State::Expired, _) => Err(Refusal::Expired),
+            (State::Accepted, _) => Err(Refusal::Accepted),
+            (State::Open, Status::Active) => Ok((invite, record)),
+            (State::Open, _) => Err(Refusal::Closed),
+        })
+    }
+
+    /// Makes the administrator, then uses the invitation up: a crash in between leaves a link that still works, and the same
+    /// administrator.
+    async fn accept(&self, text: &str) -> Result<Value, StepError> {
+        let (invite, record) = match self.opened(text).await? {
+            Ok(opened) => opened,
+            Err(refusal) => return Ok(refusal.page()),
+        };
+        let owner = contacts::owner(&*self.registry.client().await?, record.tenant.id).await?;
+        let Some(owner) = owner else { return Ok(Refusal::Unknown.page()) };
+        self.database.add_owner(&record.tenant, &owner).await?;
+        let client = self.registry.client().await?;
+        if !invites::accept(&*client, &invite).await? {
+            return Ok(Refusal::Accepted.page());
+        }
+        let detail = json!({ "invite": invite.id });
+        audit::record(&*client, record.tenant.id, "accept-invite", "invite accepted", &detail).await?;
+        tracing::info!(invite = %invite.id, "an invitation was accepted");
+        let host = record.tenant.host(&self.base_domain);
+        Ok(json!({
+            "statusCode": 303,
+            "headers": {"location": format!("https://{host}/"), "cache-control": "no-store"},
+            "body": "",
+        }))
+    }
+
+    async fn show(&self, text: &str) -> Result<Value, StepError> {
+        let record = match self.opened(text).await? {
+            Ok((_, record)) => record,
+            Err(refusal) => return Ok(refusal.page()),
+        };
+        // A button, because mail programs open links by themselves, and would use the invitation up.
+        let form = format!(
+            "<p>You will be the owner of {}.</p><form method=\"post\"><input type=\"hidden\" name=\"token\" value=\"{}\">\
+             <button>Accept</button></form>",
+            record.tenant.slug,
+            escaped(text)
+        );
+        Ok(page(200, "Accept the invitation", &form))
+    }
+}
+
+#[async_trait]
+impl Step for AcceptInvite {
+    async fn run(&self, _name: &'static str, input: &Value) -> Result<Value, StepError> {
+        let method = input["requestContext"]["http"]["method"].as_str().unwrap_or_default();
+        let answer = match method {
+            "GET" => self.show(input["queryStringParameters"]["token"].as_str().unwrap_or_default()).await,
+            "POST" => self.accept(&posted(input).unwrap_or_default()).await,
+            _ => Ok(page(405, "Not here", "<p>Open the link of your invitation.</p>")),
+        };
+        // A person reads this: what went wrong is for the log.
+        answer.or_else(|error| {
+            tracing::error!(error = error.name(), %error, "an invitation could not be handled");
+            Ok(page(503, "That did not work", "<p>Try again in a minute. Your invitation was not used up.</p>"))
+        })
+    }
+}
+
+/// The token of a posted form.
+fn posted(input: &Value) -> Option<String> {
+    let body = input["body"].as_str().filter(|body| body.len() <= MOST_BYTES)?;
+    let body = match input["isBase64Encoded"].as_bool() {
+        Some(true) => String::from_utf8(STANDARD.decode(body).ok()?).ok()?,
+        _ => body.to_owned(),
+    };
+    url::form_urlencoded::parse(body.as_bytes()).find(|(name, _)| name == "token").map(|(_, value)| value.into_owned())
+}
+
+/// A page that loads nothing, is kept by nobody and tells no other page where it was.
+fn page(status: u16, title: &str, content: &str) -> Value {
+    json!({
+        "statusCode": status,
+        "headers": {
+            "content-type": "text/html; charset=utf-8",
+            "cache-control": "no-store",
+            "referrer-policy": "no-referrer",
+            "x-content-type-options": "nosniff",
+            "content-security-policy": "default-src 'none'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+        },
+        "body": format!(
+            "<!DOCTYPE html>\n<html lang=\"en\"><head><title>{title}</title></head><body><h1>{title}</h1>{content}</body></html>\n"
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_posted_form_is_read_in_both_encodings() {
+        let plain = json!({"body": "token=a.b"});
+        let encoded = json!({"body": STANDARD.encode("x=1&token=a.b"), "isBase64Encoded": true});
+        for input in [plain, encoded] {
+            assert_eq!(posted(&input).as_deref(), Some("a.b"));
+        }
+        assert_eq!(posted(&json!({"body": format!("token={}", "a".repeat(MOST_BYTES))})), None);
+        assert_eq!(posted(&json!({})), None);
+    }
+
+    #[test]
+    fn every_refusal_is_a_page_that_nobody_keeps() {
+        for refusal in [Refusal::Unknown, Refusal::Expired, Refusal::Accepted, Refusal::Closed] {
+            let page = refusal.page();
+            assert!(page["statusCode"].as_u64().is_some_and(|status| (400..500).contains(&status)));
+            assert_eq!(page["headers"]["cache-control"], "no-store");
+        }
+    }
+}
