@@ -20,7 +20,7 @@ set-up: ## Install and build what the local stack needs and this machine lacks
 build: set-up ## Build every Lambda and the command line
 	@$(BUILD)
 
-demo: build ## Boot the stack, take two sign-ups to active tenants, show the evidence
+demo: build ## Boot the stack, take three sign-ups to active tenants, show the evidence
 	@$(TENANTRY) demo
 
 test: build ## Unit tests, then the whole proof on a real stack

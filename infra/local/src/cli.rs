@@ -46,7 +46,7 @@ enum Command {
         #[arg(long)]
         functions: bool,
     },
-    /// Boots a stack of its own, takes two sign-ups to active tenants, shows them in every system, and ends it.
+    /// Boots a stack of its own, takes three sign-ups to active tenants, shows them in every system, and ends it.
     Demo,
     /// Starts the provision-tenant machine with a file's JSON, and follows it.
     Provision {

@@ -57,12 +57,14 @@ impl Witness {
     /// When a system shows nothing of the tenant: the error names which.
     pub async fn of_tenant(&mut self, slug: &str) -> Result<Vec<(&'static str, String)>> {
         let row = self.registry(slug).await.context("the registry")?;
-        let (database, role, bucket, namespace, dns, config, mail) = tokio::join!(
+        let (database, role, bucket, queue, namespace, dns, billing, config, mail) = tokio::join!(
             self.database(&row),
             self.role(&row),
             self.bucket(&row),
+            self.queue(&row),
             self.namespace(&row),
             self.dns(&row),
+            self.billing(&row),
             self.config(&row),
             self.mail(&row),
         );
@@ -72,8 +74,10 @@ impl Witness {
             ("database", database.context("the database")?),
             ("IAM role", role.context("the IAM role")?),
             ("bucket", bucket.context("the bucket")?),
+            ("queue", queue.context("the queue")?),
             ("namespace", namespace.context("the namespace")?),
             ("DNS", dns.context("DNS")?),
+            ("billing", billing.context("billing")?),
             ("configuration", config.context("the configuration")?),
             ("mail", mail.context("the mail")?),
             ("event", event),
@@ -115,12 +119,70 @@ impl Witness {
             let roles: Option<String> = roles.get(0);
             return Ok(format!("schema pool, own rows only; roles {}", roles.context("no roles")?));
         }
-        let schema = format!("tenant_{}", row.slug.replace('-', "_"));
-        let client = connect(self.export("REGISTRY_DATABASE_URL")?).await?;
-        let sql = "SELECT string_agg(tablename, ', ' ORDER BY tablename) FROM pg_tables WHERE schemaname = $1 \
-                   AND tablename NOT LIKE '%history'";
-        let tables: Option<String> = client.query_one(sql, &[&schema]).await?.get(0);
-        Ok(format!("schema {schema} with {}", tables.with_context(|| format!("{schema} has no tables"))?))
+        // With the tenant's own credentials.
+        let secret = format!("tenant/{}/database", row.id);
+        let secret = aws_sdk_secretsmanager::Client::new(&self.aws).get_secret_value().secret_id(secret).send().await?;
+        let login: Value = serde_json::from_str(secret.secret_string().unwrap_or_default())?;
+        let text = |key: &str| login[key].as_str().unwrap_or_default().to_owned();
+        let mut config = tokio_postgres::Config::new();
+        config.host(text("host")).dbname(text("dbname")).user(text("username")).password(text("password"));
+        config.port(u16::try_from(login["port"].as_u64().unwrap_or_default())?);
+        let (client, connection) = config.connect(NoTls).await?;
+        tokio::spawn(connection);
+        let sql = "SELECT current_user::text, current_schema()::text, string_agg(tablename, ', ' ORDER BY tablename)
+                   FROM pg_tables WHERE schemaname = current_schema() AND tablename NOT LIKE '%history'";
+        let seen = client.query_one(sql, &[]).await?;
+        let (role, schema): (String, Option<String>) = (seen.get(0), seen.get(1));
+        let tables: Option<String> = seen.get(2);
+        let what = format!(
+            "role {role}, schema {} with {}",
+            schema.context("no schema")?,
+            tables.context("the schema has no tables")?
+        );
+        if row.isolation != "database" {
+            return Ok(what);
+        }
+        let name = format!("tenant-{}", row.id);
+        let rds = aws_sdk_rds::Client::new(&self.aws);
+        let instances = rds.describe_db_instances().db_instance_identifier(&name).send().await?;
+        let instance = instances.db_instances().first().context("no instance")?;
+        let marks = [
+            (instance.storage_encrypted(), "encrypted"),
+            (instance.deletion_protection(), "protected against deletion"),
+        ];
+        let marks: Vec<_> = marks.iter().filter(|(is, _)| *is == Some(true)).map(|(_, mark)| *mark).collect();
+        let status = instance.db_instance_status().unwrap_or_default();
+        Ok(format!("instance {name} {status}, {}; database {}, {what}", marks.join(", "), text("dbname")))
+    }
+
+    async fn queue(&self, row: &Row) -> Result<String> {
+        let client = aws_sdk_sqs::Client::new(&self.aws);
+        let name = format!("tenant-{}", row.id);
+        let url = client.get_queue_url().queue_name(&name).send().await?.queue_url.context("no queue")?;
+        let all = aws_sdk_sqs::types::QueueAttributeName::All;
+        let attributes = client.get_queue_attributes().queue_url(url).attribute_names(all).send().await?;
+        let redrive = aws_sdk_sqs::types::QueueAttributeName::RedrivePolicy;
+        let redrive = attributes.attributes().and_then(|all| all.get(&redrive)).context("no dead-letter queue")?;
+        let redrive: Value = serde_json::from_str(redrive)?;
+        let dead_letters = redrive["deadLetterTargetArn"].as_str().and_then(|arn| arn.rsplit(':').next());
+        Ok(format!("{name}, dead letters in {}", dead_letters.context("no dead-letter queue")?))
+    }
+
+    async fn billing(&self, row: &Row) -> Result<String> {
+        let url = format!("{}/v1/subscriptions?limit=100000", self.export("STRIPE_API_URL")?);
+        let asked = reqwest::Client::new().get(&url).bearer_auth(self.export("STRIPE_API_KEY")?).send().await?;
+        let list: Value = asked.error_for_status()?.json().await?;
+        let ours = |one: &&Value| one["metadata"]["tenantry-tenant-id"] == row.id.as_str();
+        let found: Vec<&Value> = list["data"].as_array().into_iter().flatten().filter(ours).collect();
+        ensure!(found.len() == 1, "{} subscriptions", found.len());
+        let text = |pointer: &str| found[0].pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        Ok(format!(
+            "{} of customer {}, {}, price {}",
+            text("/id"),
+            text("/customer"),
+            text("/status"),
+            text("/items/data/0/plan/id")
+        ))
     }
 
     async fn role(&self, row: &Row) -> Result<String> {
@@ -129,7 +191,20 @@ impl Witness {
         let role = client.get_role().role_name(&name).send().await?;
         let role = role.role().context("no role")?;
         let policies = client.list_role_policies().role_name(&name).send().await?;
-        Ok(format!("{} with policy {}", role.arn(), policies.policy_names().join(", ")))
+        let associations = aws_sdk_eks::Client::new(&self.aws)
+            .list_pod_identity_associations()
+            .cluster_name("tenantry")
+            .namespace(format!("tenant-{}", row.slug))
+            .send()
+            .await?;
+        let pods = associations.associations().first().context("no pod identity association")?;
+        Ok(format!(
+            "{} with policy {}, for pods of {}/{}",
+            role.arn(),
+            policies.policy_names().join(", "),
+            pods.namespace().unwrap_or_default(),
+            pods.service_account().unwrap_or_default()
+        ))
     }
 
     async fn bucket(&self, row: &Row) -> Result<String> {
@@ -198,7 +273,12 @@ impl Witness {
         let kept = emulator::mail(endpoint).await?;
         let about: Vec<_> = kept.iter().filter(|mail| mail.to_string().contains(&host)).collect();
         ensure!(about.len() == 1, "{} messages about {host}", about.len());
-        Ok(format!("one message to the owner: {}", about[0]["Subject"].as_str().unwrap_or_default()))
+        let invites = about[0].to_string().contains("?token=");
+        ensure!(invites, "the welcome has no invitation");
+        Ok(format!(
+            "one message to the owner, with an invitation: {}",
+            about[0]["Subject"].as_str().unwrap_or_default()
+        ))
     }
 
     async fn event(&mut self, row: &Row) -> Result<String> {

@@ -23,6 +23,8 @@ use crate::tools::{Tools, free_port};
 /// The key that functions have. localstripe asks for one and checks none.
 pub const API_KEY: &str = "sk_test_tenantry_local";
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Runs localstripe as this stack wants it.
+const LAUNCHER: &str = include_str!("localstripe.py");
 /// Stripe's own test card, as a payment method.
 const TEST_CARD: &str = "pm_card_visa";
 /// The plans' prices: id, and cents of a euro a month.
@@ -55,8 +57,8 @@ impl Stripe {
         std::fs::create_dir_all(&home)?;
         let process = Program {
             name: "stripe",
-            path: &tools.localstripe,
-            args: vec!["--port".to_owned(), port.to_string(), "--from-scratch".to_owned()],
+            path: &tools.localstripe_python,
+            args: vec!["-c".to_owned(), LAUNCHER.to_owned(), port.to_string()],
             environment: vec![
                 ("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned()),
                 ("HOME".to_owned(), home.display().to_string()),

@@ -1,6 +1,8 @@
 //! Where the programs are that a stack is made of, as `make set-up` found or built them.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -14,8 +16,8 @@ pub struct Tools {
     pub kube: PathBuf,
     /// The directory of PostgreSQL's executables.
     pub postgres_bin: PathBuf,
-    /// The Stripe fake's executable.
-    pub localstripe: PathBuf,
+    /// The Python that has the Stripe fake.
+    pub localstripe_python: PathBuf,
     /// The Redis server's executable.
     pub redis_server: PathBuf,
 }
@@ -50,9 +52,12 @@ pub fn checkout() -> Result<PathBuf> {
 /// # Errors
 /// When the system has none.
 pub fn free_port() -> Result<u16> {
+    // The system may give a port again that is not used yet: no two of our own programs are told the same one.
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
         let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-        if std::net::UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+        let new = GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(port);
+        if new && std::net::UdpSocket::bind(("127.0.0.1", port)).is_ok() {
             return Ok(port);
         }
     }
