@@ -9,24 +9,26 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use tenantry_core::dns_check::DnsCheck;
-use tenantry_core::mail::Mail;
 use tenantry_core::migrations::custom_resource::ApplyMigrations;
-use tenantry_core::registry::contacts::Contact;
+use tenantry_core::postgres::Database;
 use tenantry_core::resource::Resource;
+use tenantry_core::resource::billing::Billing;
 use tenantry_core::resource::bucket::Bucket;
 use tenantry_core::resource::database::TenantDatabase;
 use tenantry_core::resource::dns::DnsRecord;
 use tenantry_core::resource::identity::Identity;
+use tenantry_core::resource::invite::Invite;
+use tenantry_core::resource::queue::Queue;
 use tenantry_core::resource::tenant_config::TenantConfig;
-use tenantry_core::step::Step;
+use tenantry_core::step::{Action, Step};
 use tenantry_core::steps::compensation::ReleaseTenant;
 use tenantry_core::steps::explain::ExplainTenant;
 use tenantry_core::steps::provisioning::BeginProvisioning;
 use tenantry_core::steps::publish::PublishEvents;
-use tenantry_core::steps::recovery::RecoverExecution;
+use tenantry_core::steps::recovery::{RecoverExecution, SweepTenants};
 use tenantry_core::steps::signup::ValidateRequest;
+use tenantry_core::steps::welcome::WelcomeEmail;
 use tenantry_core::tenant::{Plan, Status, Tenant};
-use tenantry_local::stack::BASE_DOMAIN;
 use tokio::time::sleep;
 use tracing::field::{Field, Visit};
 use tracing::instrument::WithSubscriber;
@@ -69,15 +71,6 @@ const UNSEEN: &[(&str, &str)] = &[
     ("RemoveNamespaceFunction", "eks:DescribeCluster"),
     ("ReleaseTenantFunction", "eks:DescribeCluster"),
     ("ExplainTenantFunction", "eks:DescribeCluster"),
-    ("ExplainTenantFunction", "eks:DescribePodIdentityAssociation"),
-    ("ReleaseTenantFunction", "eks:DescribePodIdentityAssociation"),
-    ("RemoveIdentityFunction", "eks:DeletePodIdentityAssociation"),
-    ("RemoveIdentityFunction", "eks:DescribePodIdentityAssociation"),
-    ("CreateIdentityFunction", "eks:CreatePodIdentityAssociation"),
-    ("CreateIdentityFunction", "eks:DescribePodIdentityAssociation"),
-    ("CreateIdentityFunction", "eks:TagResource"),
-    ("CreateIdentityFunction", "eks:UpdatePodIdentityAssociation"),
-    ("CreateIdentityFunction", "iam:PassRole"),
     // Where a function's failures go is written to by Lambda, with the function's role.
     ("RecoverExecutionFunction", "sqs:SendMessage"),
     // New buckets of the emulator are encrypted, as those of S3 are: this mends one that is not any more.
@@ -103,6 +96,9 @@ const NAMED_OTHERWISE: &[(&str, &[&str])] = &[
     ("s3:PutBucketLifecycleConfiguration", &["s3:PutLifecycleConfiguration"]),
     ("s3:PutPublicAccessBlock", &["s3:PutBucketPublicAccessBlock"]),
     ("iam:CreateRole", &["iam:CreateRole", "iam:TagRole"]),
+    ("eks:CreatePodIdentityAssociation", &["eks:CreatePodIdentityAssociation", "eks:TagResource", "iam:PassRole"]),
+    ("rds:CreateDBInstance", &["rds:CreateDBInstance", "rds:AddTagsToResource"]),
+    ("sqs:CreateQueue", &["sqs:CreateQueue", "sqs:TagQueue"]),
     ("secretsmanager:CreateSecret", &["secretsmanager:CreateSecret", "secretsmanager:TagResource"]),
 ];
 
@@ -141,10 +137,22 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
 
     let (database, identity, bucket) =
         (TenantDatabase::from_env(env)?, Identity::from_env(env)?, Bucket::from_env(env)?);
-    seen.insert("CreateDatabaseFunction", calls(ensured_twice(&database, tenant)).await?);
+    let own_server = &dedicated(world).await?;
+    let mut made = calls(ensured_twice(&database, tenant)).await?;
+    made.extend(calls(ensured_twice(&database, own_server)).await?);
+    unprotect(world, own_server, true).await?;
+    made.extend(calls(ensured_twice(&database, own_server)).await?);
+    seen.insert("CreateDatabaseFunction", made);
+    let queue = Queue::from_env(env);
+    seen.insert("CreateQueueFunction", calls(ensured_twice(&queue, tenant)).await?);
+    let (billing, invite) = (Billing::from_env(env)?, Invite::from_env(env)?);
+    seen.insert("ConfigureBillingFunction", calls(ensured_twice(&billing, tenant)).await?);
+    seen.insert("InviteAdminFunction", calls(ensured_twice(&invite, tenant)).await?);
     seen.insert("CreateBucketFunction", calls(ensured_twice(&bucket, tenant)).await?);
     let mut made = calls(ensured_twice(&identity, tenant)).await?;
     loosen(&aws_sdk_iam::Client::new(&env.aws), &tenant.role()).await?;
+    made.extend(calls(ensured_twice(&identity, tenant)).await?);
+    disassociate(world, tenant).await?;
     made.extend(calls(ensured_twice(&identity, tenant)).await?);
     seen.insert("CreateIdentityFunction", made);
     let dns = DnsRecord::from_env(env)?;
@@ -160,10 +168,8 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     made.extend(calls(ensured_twice(&config, tenant)).await?);
     seen.insert("SeedConfigFunction", made);
 
-    let mail = Mail::from_env(env)?;
-    let owner = Contact { name: "Ada".into(), email: "ada@calls.example".into() };
-    let host = tenant.host(BASE_DOMAIN);
-    let welcome = async { Ok(mail.send_welcome(tenant, &owner, &host).await?) };
+    let (welcome, registry_database) = (WelcomeEmail::from_env(env)?, Database::registry(env)?);
+    let welcome = async { Ok(welcome.act(tenant, &registry_database).await?) };
     seen.insert("SendWelcomeEmailFunction", Box::pin(calls(welcome)).await?);
     let event = "INSERT INTO outbox (id, tenant_id, version, type, occurred_at, detail)
                  VALUES (gen_random_uuid(), $1, 1000, 'tenant.test', now(), '{}')";
@@ -175,21 +181,36 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     let early = execution("early");
     registry.execute(held, &[&tenant.id.0, &early]).await?;
     let release = json!({"tenant_id": tenant.id, "execution": early});
-    seen.insert("ExplainTenantFunction", Box::pin(calls(run(&ExplainTenant::from_env(env)?, &by_hand))).await?);
-    seen.insert("ReleaseTenantFunction", Box::pin(calls(run(&ReleaseTenant::from_env(env)?, &release))).await?);
+    let explain = ExplainTenant::from_env(env)?;
+    let mut asked = Box::pin(calls(run(&explain, &by_hand))).await?;
+    asked.extend(Box::pin(calls(run(&explain, &json!({"tenant_id": own_server.id})))).await?);
+    seen.insert("ExplainTenantFunction", asked);
+    let mut asked = Box::pin(calls(run(&ReleaseTenant::from_env(env)?, &release))).await?;
+    registry.execute(held, &[&own_server.id.0, &early]).await?;
+    let release = json!({"tenant_id": own_server.id, "execution": early});
+    asked.extend(Box::pin(calls(run(&ReleaseTenant::from_env(env)?, &release))).await?);
+    seen.insert("ReleaseTenantFunction", asked);
     fill(&world.s3(), &tenant.bucket()).await?;
     loosen(&aws_sdk_iam::Client::new(&env.aws), &tenant.role()).await?;
     seen.insert("RemoveConfigFunction", calls(removed(&config, tenant)).await?);
     seen.insert("RemoveDnsRecordFunction", calls(removed(&dns, tenant)).await?);
     seen.insert("RemoveBucketFunction", calls(removed(&bucket, tenant)).await?);
     seen.insert("RemoveIdentityFunction", calls(removed(&identity, tenant)).await?);
-    seen.insert("RemoveDatabaseFunction", calls(removed(&database, tenant)).await?);
+    seen.insert("RemoveQueueFunction", calls(removed(&queue, tenant)).await?);
+    seen.insert("CancelBillingFunction", calls(removed(&billing, tenant)).await?);
+    // The registry alone is asked: its login is read by every function.
+    removed(&invite, tenant).await?;
+    let mut gone = calls(removed(&database, tenant)).await?;
+    snapshot(world, own_server).await?;
+    gone.extend(calls(removed(&database, own_server)).await?);
+    seen.insert("RemoveDatabaseFunction", gone);
 
     // A holder that Step Functions does not know is taken over; one that was stopped is recovered from.
     let (gone, next) = (execution("gone"), execution("next"));
     registry.execute(held, &[&tenant.id.0, &gone]).await?;
     let begin = json!({"tenant_id": tenant.id, "execution": next});
     seen.insert("BeginProvisioningFunction", calls(run(&BeginProvisioning::from_env(env)?, &begin)).await?);
+    seen.insert("SweepTenantsFunction", calls(run(&SweepTenants::from_env(env)?, &json!({}))).await?);
     let stopped = json!({"detail": {"executionArn": next, "status": "ABORTED"}});
     seen.insert("RecoverExecutionFunction", calls(run(&RecoverExecution::from_env(env)?, &stopped)).await?);
     let begun = Instant::now();
@@ -198,6 +219,38 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
         sleep(Duration::from_millis(200)).await;
     }
     Ok(seen)
+}
+
+/// A tenant that is to have a server of its own.
+async fn dedicated(world: &World) -> Result<Tenant> {
+    Ok(registered(world, &mut world.registry().await?, Plan::Enterprise, true).await?.tenant)
+}
+
+/// As somebody who means well in the console.
+async fn unprotect(world: &World, tenant: &Tenant, lift: bool) -> Result<()> {
+    let rds = aws_sdk_rds::Client::new(&world.env.aws);
+    let modify = rds.modify_db_instance().db_instance_identifier(tenant.database_instance());
+    modify.deletion_protection(!lift).apply_immediately(true).send().await?;
+    Ok(())
+}
+
+async fn snapshot(world: &World, tenant: &Tenant) -> Result<()> {
+    let rds = aws_sdk_rds::Client::new(&world.env.aws);
+    let create = rds.create_db_snapshot().db_instance_identifier(tenant.database_instance());
+    create.db_snapshot_identifier(format!("by-hand-{}", tenant.id)).send().await?;
+    Ok(())
+}
+
+/// Gives the tenant's pods another role.
+async fn disassociate(world: &World, tenant: &Tenant) -> Result<()> {
+    let eks = aws_sdk_eks::Client::new(&world.env.aws);
+    let cluster = world.env.required("EKS_CLUSTER")?;
+    let list = eks.list_pod_identity_associations().cluster_name(&cluster).namespace(tenant.namespace());
+    let listed = list.send().await?;
+    let id = listed.associations().first().and_then(|one| one.association_id()).map(str::to_owned);
+    let update = eks.update_pod_identity_association().cluster_name(&cluster).set_association_id(id);
+    update.role_arn("arn:aws:iam::000000000000:role/another").send().await?;
+    Ok(())
 }
 
 fn execution(name: &str) -> String {

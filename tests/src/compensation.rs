@@ -35,7 +35,8 @@ async fn undone(world: &World) -> Result<()> {
     ensure!(outcome.status == ExecutionStatus::Failed && outcome.error == "ForeignResource", "{outcome:?}");
     let undos: Vec<&str> =
         outcome.states.iter().map(String::as_str).filter(|state| state.starts_with("Remove")).collect();
-    let expected = ["RemoveDnsRecord", "RemoveNamespace", "RemoveBucket", "RemoveIdentity", "RemoveDatabase"];
+    let expected =
+        ["RemoveDnsRecord", "RemoveNamespace", "RemoveQueue", "RemoveBucket", "RemoveIdentity", "RemoveDatabase"];
     ensure!(undos == expected, "the undos went {undos:?}");
     for (kind, found) in inspect_all(world, &tenant).await? {
         match found {
@@ -141,9 +142,12 @@ async fn by_hand(world: &World) -> Result<()> {
     let tenant = world.record(&slug).await?.tenant;
     let call = json!({"slug": slug, "execution": "manual:test"});
     for undo in [
+        "revoke-invite",
         "remove-config",
+        "cancel-billing",
         "remove-dns-record",
         "remove-namespace",
+        "remove-queue",
         "remove-bucket",
         "remove-identity",
         "remove-database",

@@ -3,6 +3,8 @@
 //! Each rule is a function from a [`Contract`] to what breaks it, and comes with ways of breaking it: a case holds when
 //! the files break nothing and every one of those ways is noticed.
 
+pub use flow::UNDOES;
+
 mod flow;
 mod inputs;
 mod machines;
@@ -127,6 +129,11 @@ impl Contract {
         })
     }
 
+    /// A machine's definition.
+    pub fn machine(&self, name: &str) -> &Value {
+        &self.machines[name]
+    }
+
     /// The states that call something.
     fn tasks(&self) -> impl Iterator<Item = (&str, &str, &Value)> {
         self.states().filter(|(_, _, state)| state["Type"] == "Task")
@@ -165,7 +172,7 @@ fn function_of(state: &str) -> String {
 }
 
 /// `CreateBucketFunction`'s and `CreateBucket`'s binary: `create-bucket`.
-fn kebab(name: &str) -> String {
+pub fn kebab(name: &str) -> String {
     let mut kebab = String::new();
     for letter in name.strip_suffix("Function").unwrap_or(name).chars() {
         if letter.is_ascii_uppercase() && !kebab.is_empty() {

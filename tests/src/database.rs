@@ -33,7 +33,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("what_is_anothers_is_left_alone", |world| Box::pin(what_is_anothers_is_left_alone(world))),
     ("sessions_are_ended", |world| Box::pin(sessions_are_ended(world))),
     ("twenty_at_once", |world| Box::pin(twenty_at_once(world))),
-    ("a_server_of_its_own_comes_later", |world| Box::pin(a_server_of_its_own_comes_later(world))),
+    ("a_server_of_its_own_is_made_and_removed", |world| Box::pin(a_server_of_its_own_is_made_and_removed(world))),
 ];
 
 async fn migrations_again_change_nothing(world: &World) -> Result<()> {
@@ -435,14 +435,62 @@ async fn twenty_at_once(world: &World) -> Result<()> {
     Ok(())
 }
 
-async fn a_server_of_its_own_comes_later(world: &World) -> Result<()> {
+async fn a_server_of_its_own_is_made_and_removed(world: &World) -> Result<()> {
     let (tenant, database) = tenant_of(world, Plan::Enterprise).await?;
-    match database.ensure(&tenant).await {
-        Err(StepError::InvalidRequest(problems)) if problems[0].field == "isolation" => {}
-        outcome => bail!("{outcome:?}"),
+    ensure!(database.inspect(&tenant).await? == Inspection::Absent);
+    let made = database.ensure(&tenant).await?;
+    ensure!(database.ensure(&tenant).await? == made && database.inspect(&tenant).await? == Inspection::Present);
+    let rds = aws_sdk_rds::Client::new(&world.env.aws);
+    let name = tenant.database_instance();
+    let described = rds.describe_db_instances().db_instance_identifier(&name).send().await?;
+    let instance = described.db_instances().first().context("no instance")?;
+    ensure!(instance.storage_encrypted() == Some(true) && instance.deletion_protection() == Some(true));
+
+    // The tenant's login reaches its database, and no other on that server.
+    let login = Database::new(&world.env, tenant.database_secret()).credentials().await?;
+    let bundle = PathBuf::from(world.env.required("POSTGRES_CA_BUNDLE")?);
+    let own = postgres::connect(&login, Some(&bundle)).await?;
+    own.execute("INSERT INTO projects (name) VALUES ('first')", &[]).await?;
+    ensure!(own.batch_execute("CREATE TABLE mine ()").await.is_err(), "the tenant's role may make tables");
+    let (other, others) = tenant_of(world, Plan::Enterprise).await?;
+    others.ensure(&other).await?;
+    let elsewhere = Credentials { dbname: other.schema(), ..login };
+    ensure!(
+        matches!(postgres::connect(&elsewhere, Some(&bundle)).await, Err(StepError::Denied(_))),
+        "let in elsewhere"
+    );
+
+    // Drift is named, and mended.
+    let modify = rds.modify_db_instance().db_instance_identifier(&name).deletion_protection(false);
+    modify.apply_immediately(true).send().await?;
+    let server = crate::world::connect(world.export("DEDICATED_DATABASE_URL")?).await?;
+    server.batch_execute(&format!("GRANT CONNECT ON DATABASE {} TO PUBLIC", tenant.schema())).await?;
+    match database.inspect(&tenant).await? {
+        Inspection::Drifted(drift) if drift.len() == 2 => {}
+        found => bail!("{found:?}"),
     }
+    database.ensure(&tenant).await?;
+    ensure!(database.inspect(&tenant).await? == Inspection::Present);
+
+    // A session, a snapshot and the protection are in the way of the removal.
+    let snapshot = rds.create_db_snapshot().db_instance_identifier(&name);
+    snapshot.db_snapshot_identifier(format!("kept-{}", tenant.id)).send().await?;
+    database.remove(&tenant).await?;
     ensure!(database.inspect(&tenant).await? == Inspection::Absent);
     database.remove(&tenant).await?;
+    let sql = "SELECT count(*) FROM pg_database WHERE datname = $1";
+    ensure!(server.query_one(sql, &[&tenant.schema()]).await?.get::<_, i64>(0) == 0, "the database is left");
+    ensure!(others.inspect(&other).await? == Inspection::Present, "the neighbour was touched");
+    others.remove(&other).await?;
+
+    // Another's instance is neither taken nor removed.
+    let foreign =
+        rds.create_db_instance().db_instance_identifier(&name).engine("postgres").db_instance_class("db.t4g.micro");
+    foreign.master_username("x").master_user_password("not-a-secret").allocated_storage(20).send().await?;
+    ensure!(matches!(database.ensure(&tenant).await, Err(StepError::Foreign { .. })));
+    database.remove(&tenant).await?;
+    ensure!(matches!(database.inspect(&tenant).await?, Inspection::Foreign(_)));
+    rds.delete_db_instance().db_instance_identifier(&name).skip_final_snapshot(true).send().await?;
     Ok(())
 }
 

@@ -34,7 +34,7 @@ async fn in_service(world: &World) -> Result<()> {
     let explained = explain(world, &slug).await?;
     ensure!(explained["status"] == "active" && explained["held_by"].is_null(), "{explained}");
     let kinds = explained["resources"].as_array().map(Vec::len);
-    ensure!(kinds == Some(6) && explained["journal"].as_array().map(Vec::len) == Some(8), "{explained}");
+    ensure!(kinds == Some(9) && explained["journal"].as_array().map(Vec::len) == Some(11), "{explained}");
     says(&explained, "next", "nothing")?;
     says(&explained, "text", &format!("{slug} ("))?;
 

@@ -29,11 +29,16 @@ async fn is_made_once(world: &World) -> Result<()> {
     let identity = Identity::from_env(&recorder.env)?;
     ensure!(identity.inspect(&tenant).await? == Inspection::Absent);
     let made = identity.ensure(&tenant).await?;
-    ensure!(recorder.mutations() == ["CreateRole", "PutRolePolicy"]);
+    let associations = format!("POST /clusters/{}/pod-identity-associations", world.env.required("EKS_CLUSTER")?);
+    ensure!(recorder.mutations() == ["CreateRole", "PutRolePolicy", &associations]);
     ensure!(identity.inspect(&tenant).await? == Inspection::Present);
 
     let role = iam.get_role().role_name(tenant.role()).send().await?.role.context("no role")?;
-    ensure!(made == json!({"role": tenant.role(), "arn": role.arn, "association": null}), "{made}");
+    ensure!(
+        made == json!({"role": tenant.role(), "arn": role.arn, "association": made["association"]})
+            && made["association"].is_string(),
+        "{made}"
+    );
     ensure!(role.tags().iter().any(|tag| tag.key() == OWNER_TAG && tag.value() == tenant.id.to_string()));
     let boundary = role.permissions_boundary().and_then(|boundary| boundary.permissions_boundary_arn());
     ensure!(boundary == world.env.optional("TENANT_BOUNDARY_ARN").as_deref(), "{boundary:?}");

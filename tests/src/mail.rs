@@ -17,7 +17,7 @@ async fn reaches(world: &World) -> Result<()> {
     let tenant = fresh_tenant(world, "mail")?;
     let host = tenant.host(BASE_DOMAIN);
     let owner = Contact { name: "Ada <Lovelace> & Co".into(), email: format!("ada@{}.example", tenant.slug) };
-    let sent = Mail::from_env(&world.env)?.send_welcome(&tenant, &owner, &host).await?;
+    let sent = Mail::from_env(&world.env)?.send_welcome(&tenant, &owner, &host, None).await?;
     ensure!(sent["sent"] == true && !sent.to_string().contains(&owner.email), "{sent}");
     let kept = world.emails().await?;
     let mail = kept.iter().find(|mail| mail["MessageId"] == sent["message_id"]).context("SES kept no such mail")?;
@@ -33,7 +33,7 @@ async fn refused(world: &World) -> Result<()> {
     let tenant = fresh_tenant(world, "mail")?;
     let env = world.env.clone().with("SENDER_ADDRESS", "nobody-verified-this@elsewhere.example");
     let owner = Contact { name: "Ada".into(), email: "ada@private.example".into() };
-    let error = Mail::from_env(&env)?.send_welcome(&tenant, &owner, &tenant.host(BASE_DOMAIN)).await;
+    let error = Mail::from_env(&env)?.send_welcome(&tenant, &owner, &tenant.host(BASE_DOMAIN), None).await;
     let error = error.err().context("an unverified sender was accepted")?.to_string();
     ensure!(error.contains(&tenant.id.to_string()) && !error.contains("private.example"), "{error}");
     Ok(())

@@ -11,10 +11,12 @@ mod contract;
 mod database;
 mod dns;
 mod explain;
+mod faults;
 mod identity;
 mod logs;
 mod machine;
 mod mail;
+mod matrix;
 mod namespace;
 mod provisioning;
 mod recorder;
@@ -33,11 +35,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tenantry_core::environment::Environment;
+use tenantry_local::emulator;
 use tenantry_local::stack::{Options, Stack};
 use tokio::runtime::Runtime;
 use tokio::sync::{OnceCell, RwLock};
 use tokio::time::timeout;
 
+use faults::Faults;
 use world::{Case, World};
 
 /// A case that needs no stack.
@@ -62,12 +66,13 @@ const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("explain", explain::CASES),
     ("triggers", triggers::CASES),
     ("logs", logs::CASES),
+    ("matrix", matrix::CASES),
 ];
 /// Cases that compare the whole stack before and after: no other runs meanwhile.
 const ALONE: &[(&str, &[(&str, Case)])] = &[("bad_input", bad_input::CASES)];
 
 /// A case that runs longer hangs.
-const CASE_PATIENCE: Duration = Duration::from_secs(600);
+const CASE_PATIENCE: Duration = Duration::from_secs(1200);
 
 struct Harness {
     runtime: Runtime,
@@ -126,8 +131,12 @@ impl Harness {
 
 /// Boots and deploys a stack of this run's own.
 async fn boot() -> Result<(Stack, World)> {
-    let stack = Box::pin(Stack::boot(Options::for_tests()?)).await?;
+    let faults = Arc::new(Faults::default());
+    let options = Options { tap: Some(faults.clone()), ..Options::for_tests()? };
+    let stack = Box::pin(Stack::boot(options)).await?;
+    // Retries are waited for, at a twentieth of their pauses: the systems themselves are waited for by the functions.
+    emulator::scale_waits(stack.exports()["AWS_ENDPOINT_URL"].as_str(), 0.05).await?;
     let env = Environment::new(stack.aws_config(), stack.function_variables());
-    let world = World { env, exports: stack.exports(), outputs: stack.outputs().clone() };
+    let world = World { env, exports: stack.exports(), outputs: stack.outputs().clone(), faults };
     Ok((stack, world))
 }

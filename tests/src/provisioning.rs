@@ -13,6 +13,7 @@ use crate::world::{Case, World};
 pub const CASES: &[(&str, Case)] = &[
     ("a_starter_tenant_comes_alive", |world| Box::pin(comes_alive(world, "starter"))),
     ("a_growth_tenant_comes_alive", |world| Box::pin(comes_alive(world, "growth"))),
+    ("an_enterprise_tenant_comes_alive", |world| Box::pin(comes_alive(world, "enterprise"))),
     ("the_event_validates_against_its_schema_and_the_welcome_goes_out_once", |world| Box::pin(announced(world))),
     ("an_unpaid_request_stops_as_pending_and_makes_nothing", |world| Box::pin(unpaid(world))),
     ("the_same_request_again_ends_quietly", |world| Box::pin(same_request(world))),
@@ -34,10 +35,13 @@ async fn comes_alive(world: &World, plan: &str) -> Result<()> {
         "CreateDatabase",
         "CreateIdentity",
         "CreateBucket",
+        "CreateQueue",
         "CreateNamespace",
         "CreateDnsRecord",
         "VerifyDnsRecord",
+        "ConfigureBilling",
         "SeedConfig",
+        "InviteAdmin",
         "ActivateTenant",
         "SendWelcomeEmail",
         "PublishEvents",
@@ -59,8 +63,14 @@ async fn comes_alive(world: &World, plan: &str) -> Result<()> {
         )
         .await?;
     ensure!(row.get::<_, bool>(0), "activated_at is not set");
-    ensure!(row.get::<_, &str>(1) == if plan == "starter" { "shared" } else { "schema" });
-    ensure!(row.get::<_, Option<String>>(2).is_some(), "the registry does not remember where the data was placed");
+    let isolation = match plan {
+        "starter" => "shared",
+        "growth" => "schema",
+        _ => "database",
+    };
+    ensure!(row.get::<_, &str>(1) == isolation);
+    let placed = row.get::<_, Option<String>>(2).is_some();
+    ensure!(placed == (isolation != "database"), "the registry does not remember where the data was placed");
     let undone: Vec<String> = registry
         .query(
             "SELECT step || ' is ' || state FROM step_journal WHERE tenant_id = $1 AND state <> 'done'",
@@ -75,7 +85,7 @@ async fn comes_alive(world: &World, plan: &str) -> Result<()> {
         .query_one("SELECT count(*) FROM step_journal WHERE tenant_id = $1", &[&record.tenant.id.0])
         .await?
         .get(0);
-    ensure!(journaled == 8, "{journaled} steps in the journal");
+    ensure!(journaled == 11, "{journaled} steps in the journal");
     Ok(())
 }
 
@@ -235,10 +245,13 @@ async fn steps_again(world: &World) -> Result<()> {
         "create-database",
         "create-identity",
         "create-bucket",
+        "create-queue",
         "create-namespace",
         "create-dns-record",
         "verify-dns-record",
+        "configure-billing",
         "seed-config",
+        "invite-admin",
         "activate-tenant",
         "publish-events",
         "close-provisioning",
@@ -256,7 +269,7 @@ async fn steps_again(world: &World) -> Result<()> {
         .query_one("SELECT count(*) FROM audit WHERE tenant_id = $1 AND actor = 'manual:ada'", &[&tenant.id.0])
         .await?
         .get(0);
-    ensure!(audited >= 14, "{audited} entries of what was done by hand");
+    ensure!(audited >= 20, "{audited} entries of what was done by hand");
     let refused = world.invoke("create-bucket", &json!({"slug": slug, "execution": "arn:aws:states:us-east-1:000000000000:execution:provision-tenant:late"})).await?;
     let Err((name, _)) = refused else { anyhow::bail!("an execution without the fence acted: {refused:?}") };
     ensure!(name == "Superseded", "refused with {name}");

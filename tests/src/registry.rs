@@ -198,7 +198,7 @@ async fn one_execution_holds_the_fence(world: &World) -> Result<()> {
     ensure!(fence::acquire(&mut client, id, &theirs, false).await? == Grant::HeldBy(ours.clone()));
     ensure!(fence::held_by(&client, &ours).await? == Some(id));
     let failure = Failure { error: "Denied".into(), message: "no".into() };
-    superseded(fence::release(&mut client, id, &theirs, &failure, &[]).await)?;
+    superseded(fence::release(&mut client, id, &theirs, &failure, &[], &[]).await)?;
     superseded(fence::give_back(&client, id, &theirs).await)?;
     superseded(fence::flag(&mut client, id, &theirs, &failure).await)?;
     let held = read(&client, &Selector::Id(id)).await?;
@@ -207,9 +207,9 @@ async fn one_execution_holds_the_fence(world: &World) -> Result<()> {
 
     ensure!(!fence::take_over(&client, id, &theirs, &theirs).await?, "taken from one who does not hold it");
     ensure!(fence::take_over(&client, id, &ours, &theirs).await?);
-    superseded(fence::release(&mut client, id, &ours, &failure, &[]).await)?;
-    fence::release(&mut client, id, &theirs, &failure, &[]).await?;
-    fence::release(&mut client, id, &theirs, &failure, &[]).await.context("releasing again")?;
+    superseded(fence::release(&mut client, id, &ours, &failure, &[], &[]).await)?;
+    fence::release(&mut client, id, &theirs, &failure, &[], &[]).await?;
+    fence::release(&mut client, id, &theirs, &failure, &[], &[]).await.context("releasing again")?;
     let released = read(&client, &Selector::Id(id)).await?;
     ensure!(released.tenant.status == Status::Pending && released.execution.is_none(), "{released:?}");
     let sql = "SELECT failed_error, failed_message FROM tenants WHERE id = $1";
@@ -345,6 +345,9 @@ pub fn sign_up(world: &World, plan: Plan, paid: bool) -> SignUp {
         slug: world.fresh_slug(plan.as_str()).parse().expect("a slug"),
         plan,
         region: "us-east-1".parse().expect("a region"),
+        isolation: None,
+        customer: None,
+        payment_method: None,
         owner: contact("ada@acme.example"),
         paid,
     }

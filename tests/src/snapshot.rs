@@ -8,7 +8,7 @@ use kube::api::{Api, ListParams};
 use serde_json::Value;
 use tenantry_local::emulator;
 
-use crate::world::World;
+use crate::world::{World, connect};
 
 /// What exists, by system: names, and counts of rows where names would say too little.
 pub type Snapshot = BTreeMap<&'static str, BTreeSet<String>>;
@@ -21,7 +21,12 @@ impl World {
             ("PostgreSQL schemas and roles", self.schemas_and_roles().await?),
             ("secrets", self.secrets().await?),
             ("buckets", self.buckets().await?),
+            ("queues", self.queues().await?),
+            ("RDS instances", self.instances().await?),
+            ("databases and roles of tenants' own servers", self.dedicated().await?),
             ("IAM roles", self.roles().await?),
+            ("Pod Identity associations", self.associations().await?),
+            ("Stripe's customers and live subscriptions", self.billed().await?),
             ("namespaces", self.namespaces().await?),
             ("DNS records", self.records().await?),
             ("configuration items", self.config_items().await?),
@@ -72,6 +77,52 @@ impl World {
             names.extend(page?.roles().iter().map(|role| role.role_name().to_owned()));
         }
         Ok(names)
+    }
+
+    async fn queues(&self) -> Result<BTreeSet<String>> {
+        let client = aws_sdk_sqs::Client::new(&self.env.aws);
+        let urls = client.list_queues().max_results(1000).into_paginator().items().send();
+        Ok(urls.collect::<Result<Vec<_>, _>>().await?.into_iter().collect())
+    }
+
+    async fn instances(&self) -> Result<BTreeSet<String>> {
+        let client = aws_sdk_rds::Client::new(&self.env.aws);
+        let all = client.describe_db_instances().into_paginator().items().send().collect::<Result<Vec<_>, _>>().await?;
+        let snapshots = client.describe_db_snapshots().into_paginator().items().send();
+        let snapshots = snapshots.collect::<Result<Vec<_>, _>>().await?;
+        let instances = all.into_iter().filter_map(|one| one.db_instance_identifier);
+        Ok(instances.chain(snapshots.into_iter().filter_map(|one| one.db_instance_identifier)).collect())
+    }
+
+    async fn dedicated(&self) -> Result<BTreeSet<String>> {
+        let sql = "SELECT 'database ' || datname FROM pg_database UNION ALL SELECT 'role ' || rolname FROM pg_roles";
+        let server = connect(self.export("DEDICATED_DATABASE_URL")?).await?;
+        Ok(server.query(sql, &[]).await?.iter().map(|row| row.get(0)).collect())
+    }
+
+    async fn associations(&self) -> Result<BTreeSet<String>> {
+        let client = aws_sdk_eks::Client::new(&self.env.aws);
+        let all = client.list_pod_identity_associations().cluster_name(self.env.required("EKS_CLUSTER")?);
+        let all = all.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await?;
+        Ok(all.into_iter().filter_map(|one| one.namespace).collect())
+    }
+
+    async fn billed(&self) -> Result<BTreeSet<String>> {
+        let mut marks = BTreeSet::new();
+        for kind in ["customers", "subscriptions"] {
+            for one in self.stripe(&format!("/v1/{kind}?limit=100000")).await?["data"].as_array().into_iter().flatten()
+            {
+                marks.insert(format!("{kind} {} {}", one["id"], one["metadata"]["tenantry-tenant-id"]));
+            }
+        }
+        Ok(marks)
+    }
+
+    /// What localstripe answers to a GET.
+    pub async fn stripe(&self, path: &str) -> Result<Value> {
+        let url = format!("{}{path}", self.export("STRIPE_API_URL")?);
+        let asked = reqwest::Client::new().get(url).bearer_auth(self.export("STRIPE_API_KEY")?).send().await?;
+        Ok(asked.error_for_status()?.json().await?)
     }
 
     async fn namespaces(&self) -> Result<BTreeSet<String>> {

@@ -1,11 +1,14 @@
 //! What every test acts on: a deployed stack, the settings its functions have, and the real systems behind it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 use futures::future::BoxFuture;
 use tenantry_core::environment::Environment;
+
+use crate::faults::Faults;
 
 /// One test: what it proves is its name in the list it stands in.
 pub type Case = for<'a> fn(&'a World) -> BoxFuture<'a, Result<()>>;
@@ -18,6 +21,8 @@ pub struct World {
     pub exports: HashMap<String, String>,
     /// The template's outputs.
     pub outputs: HashMap<String, String>,
+    /// What looks at every call of the functions.
+    pub faults: Arc<Faults>,
 }
 
 static NAMES: AtomicU32 = AtomicU32::new(0);

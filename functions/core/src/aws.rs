@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use aws_config::{BehaviorVersion, ConfigLoader, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_config::{AppName, BehaviorVersion, ConfigLoader, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_s3::error::SdkError;
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use aws_smithy_types::error::display::DisplayErrorContext;
@@ -16,9 +16,14 @@ pub const OPERATION_TIMEOUT: Duration = Duration::from_secs(20);
 /// The longest one attempt of an operation may take.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// Region, credentials and endpoint from the environment, with our timeouts. Makes no network call.
+/// Region, credentials and endpoint from the environment, with our timeouts. Calls carry the function's name in their user
+/// agent, as CloudTrail shows it. Makes no network call.
 pub async fn config() -> SdkConfig {
-    loader().load().await
+    let name = std::env::var("AWS_LAMBDA_FUNCTION_NAME").ok().and_then(|name| AppName::new(name).ok());
+    match name {
+        Some(name) => loader().app_name(name).load().await,
+        None => loader().load().await,
+    }
 }
 
 /// Our HTTP client, retries and timeouts, before anything is read from the environment.

@@ -138,7 +138,8 @@ pub async fn connect(credentials: &Credentials, ca_bundle: Option<&Path>) -> Res
         .dbname(&credentials.dbname)
         .user(&credentials.username)
         .password(&credentials.password)
-        .application_name("tenantry")
+        // As pg_stat_activity shows it.
+        .application_name(std::env::var("AWS_LAMBDA_FUNCTION_NAME").as_deref().unwrap_or("tenantry"))
         .connect_timeout(CONNECT_TIMEOUT)
         .keepalives_idle(KEEPALIVE)
         .options(format!(

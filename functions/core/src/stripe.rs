@@ -123,6 +123,8 @@ impl Stripe {
         let headers = request.headers_mut();
         headers.insert("authorization", format!("Bearer {key}"));
         headers.insert("stripe-version", API_VERSION);
+        let function = std::env::var("AWS_LAMBDA_FUNCTION_NAME").unwrap_or_default();
+        headers.insert("user-agent", format!("tenantry app/{function}"));
         if method == "POST" {
             headers.insert("content-type", "application/x-www-form-urlencoded");
             headers.insert("content-length", body.len().to_string());

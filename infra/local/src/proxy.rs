@@ -44,6 +44,8 @@ pub struct Call {
     pub system: System,
     /// Who calls: the other end of the connection.
     pub peer: SocketAddr,
+    /// The function that calls, where it says so.
+    pub function: String,
     /// HTTP's method, or `SQL`.
     pub method: String,
     /// HTTP's target with its query, or the statement.
@@ -247,6 +249,7 @@ async fn relay(
         peer,
         method: request.method().to_string(),
         target: request.uri().path_and_query().map(ToString::to_string).unwrap_or_default(),
+        function: named(request.headers()),
         headers: request.headers().clone(),
         body: request.body().clone(),
     };
@@ -268,6 +271,13 @@ async fn relay(
             Ok(answer)
         }
     }
+}
+
+/// The `app/…` of a user agent, which AWS's SDKs keep apart from the usual one.
+fn named(headers: &HeaderMap) -> String {
+    let agents = ["x-amz-user-agent", "user-agent"].into_iter().filter_map(|name| headers.get(name)?.to_str().ok());
+    let mut words = agents.flat_map(str::split_whitespace);
+    words.find_map(|word| word.strip_prefix("app/")).unwrap_or_default().to_owned()
 }
 
 /// Never answers: the connection ends when its other end has had enough.

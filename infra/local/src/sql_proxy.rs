@@ -36,6 +36,8 @@ impl Message {
 /// What is known of a connection.
 #[derive(Default)]
 struct Session {
+    /// The function, as the start-up message names it.
+    function: String,
     /// Statements by the name the client gave them.
     prepared: HashMap<String, String>,
     /// A fault that waits for the end of the transaction whose statement it was for: before that there is no effect.
@@ -79,7 +81,7 @@ async fn relay(
     if code == CANCEL_REQUEST {
         return Ok(());
     }
-    let mut session = Session::default();
+    let mut session = Session { function: application(&start), ..Session::default() };
     // Logging in goes back and forth until the server is ready for the first statement.
     loop {
         let message = read(&mut server).await?;
@@ -175,6 +177,7 @@ impl Session {
         let call = Call {
             system,
             peer,
+            function: self.function.clone(),
             method: "SQL".to_owned(),
             target: statement,
             headers: hyper::HeaderMap::new(),
@@ -206,6 +209,13 @@ async fn start_up(client: &mut (impl AsyncReadExt + Unpin)) -> Result<(i32, Vec<
     client.read_exact(&mut whole[4..]).await?;
     let code = i32::from_be_bytes([whole[4], whole[5], whole[6], whole[7]]);
     Ok((code, whole))
+}
+
+/// The `application_name` of a start-up message.
+fn application(start: &[u8]) -> String {
+    let texts: Vec<_> = start.get(8..).unwrap_or_default().split(|byte| *byte == 0).collect();
+    let pair = texts.chunks(2).find(|pair| pair[0] == b"application_name");
+    pair.and_then(|pair| pair.get(1)).map(|name| String::from_utf8_lossy(name).into_owned()).unwrap_or_default()
 }
 
 async fn read(from: &mut (impl AsyncReadExt + Unpin)) -> Result<Message> {

@@ -16,13 +16,16 @@ const PIVOT: &str = "ActivateTenant";
 /// Which tells on which side of the pivot a failure left the tenant.
 const CONFIRM: &str = "ConfirmActivation";
 /// The steps that make something, in order, each with what removes it again.
-const UNDOES: &[(&str, &str)] = &[
+pub const UNDOES: &[(&str, &str)] = &[
     ("CreateDatabase", "RemoveDatabase"),
     ("CreateIdentity", "RemoveIdentity"),
     ("CreateBucket", "RemoveBucket"),
+    ("CreateQueue", "RemoveQueue"),
     ("CreateNamespace", "RemoveNamespace"),
     ("CreateDnsRecord", "RemoveDnsRecord"),
+    ("ConfigureBilling", "CancelBilling"),
     ("SeedConfig", "RemoveConfig"),
+    ("InviteAdmin", "RevokeInvite"),
 ];
 /// Where the undos end.
 const RELEASE: &str = "ReleaseTenant";

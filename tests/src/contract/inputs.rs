@@ -56,6 +56,11 @@ fn accepted(step: &str, input: &Value, slug: &Value) -> Result<(), String> {
             input["detail"]["executionArn"].is_string() && input["detail"]["status"].is_string(),
             "must be a Step Functions Execution Status Change",
         ),
+        "sweep-tenants" => holds(*input == json!({}), "must be {}, as the schedule sends it"),
+        "accept-invite" => holds(
+            input["requestContext"]["http"]["method"] == "GET" && input["queryStringParameters"]["token"].is_string(),
+            "must be a function URL's request that only looks",
+        ),
         "apply-migrations" => holds(
             input["ResponseURL"].is_null() && input["RequestType"] != "Delete",
             "must have no ResponseURL, which the function would answer to, and not be a deletion, which does nothing",

@@ -73,7 +73,10 @@ pub(super) const ERRORS_ARE_KNOWN: Rule = Rule {
         for (machine, name, state) in contract.states() {
             let clauses = each(&state["Retry"]).iter().chain(each(&state["Catch"]));
             for error in clauses.flat_map(|clause| each(&clause["ErrorEquals"])).filter_map(Value::as_str) {
-                if !StepError::PERMANENT.contains(&error) && error != TRANSIENT && !AWS_ERRORS.contains(&error) {
+                if !StepError::PERMANENT.contains(&error)
+                    && ![TRANSIENT, StepError::NOT_READY].contains(&error)
+                    && !AWS_ERRORS.contains(&error)
+                {
                     broken.push(format!("{machine}: {name} matches {error}, which no function answers"));
                 }
             }
@@ -90,13 +93,34 @@ pub(super) const ERRORS_ARE_KNOWN: Rule = Rule {
     ],
 };
 
+/// The states that wait for an RDS instance, which takes 5 to 10 minutes.
+const WAITING: &[&str] = &["CreateDatabase", "RemoveDatabase"];
+
+/// Whether a clause retries what is not ready for 15 minutes at least, jitter (half a pause, on average) counted.
+fn waits(clause: &Value) -> bool {
+    let figure = |key: &str| clause[key].as_f64().unwrap_or_default();
+    let (mut pause, mut sum) = (figure("IntervalSeconds"), 0.0);
+    for _ in 0..clause["MaxAttempts"].as_u64().unwrap_or_default() {
+        sum += pause.min(figure("MaxDelaySeconds"));
+        pause *= figure("BackoffRate");
+    }
+    clause["ErrorEquals"] == json!([StepError::NOT_READY]) && sum / 2.0 >= 900.0
+}
+
 pub(super) const PERMANENT_ERRORS_ARE_NOT_RETRIED: Rule = Rule {
     check: |contract| {
         let mut broken = Vec::new();
         for (machine, name, task) in contract.tasks() {
-            let [permanent, rest] = each(&task["Retry"]) else {
-                broken.push(format!("{machine}: {name} must have two Retry clauses"));
-                continue;
+            let (permanent, rest) = match each(&task["Retry"]) {
+                [permanent, rest] if !WAITING.contains(&name) => (permanent, rest),
+                [permanent, waiting, rest] if WAITING.contains(&name) && waits(waiting) => (permanent, rest),
+                _ => {
+                    broken.push(format!(
+                        "{machine}: {name} must have two Retry clauses, and between them one that waits 15 minutes at \
+                         least for what is not ready, if it is one of {WAITING:?}"
+                    ));
+                    continue;
+                }
             };
             if permanent["ErrorEquals"] != json!(StepError::PERMANENT) || permanent["MaxAttempts"] != 0 {
                 broken.push(format!(
@@ -110,7 +134,7 @@ pub(super) const PERMANENT_ERRORS_ARE_NOT_RETRIED: Rule = Rule {
                 && rest["JitterStrategy"] == "FULL";
             if rest["ErrorEquals"] != json!(["States.ALL"]) || !(1..=20).contains(&attempts) || !backs_off {
                 broken.push(format!(
-                    "{machine}: {name}: the second Retry must be States.ALL alone, 1 to 20 times, with backoff, a \
+                    "{machine}: {name}: the last Retry must be States.ALL alone, 1 to 20 times, with backoff, a \
                      bound of 60 s and full jitter"
                 ));
             }
@@ -124,6 +148,12 @@ pub(super) const PERMANENT_ERRORS_ARE_NOT_RETRIED: Rule = Rule {
         }),
         ("a permanent error that is retried", |contract| {
             contract.state("CreateBucket")["Retry"][0]["MaxAttempts"] = json!(1);
+        }),
+        ("an instance that is not waited for", |contract| {
+            contract.state("CreateDatabase")["Retry"].as_array_mut().expect("a list").remove(1);
+        }),
+        ("an instance that is given up early", |contract| {
+            contract.state("CreateDatabase")["Retry"][1]["MaxAttempts"] = json!(10);
         }),
         ("retries without jitter", |contract| {
             remove(&mut contract.state("CreateBucket")["Retry"][1], "JitterStrategy");

@@ -43,6 +43,10 @@ pub(super) const ONE_FUNCTION_A_BINARY: Rule = Rule {
         let custom =
             contract.resources(MIGRATIONS).filter_map(|(_, custom)| target(&custom["Properties"]["ServiceToken"]));
         called.extend(custom.map(str::to_owned));
+        let pages = contract
+            .resources("AWS::Lambda::Url")
+            .filter_map(|(_, url)| target(&url["Properties"]["TargetFunctionArn"]));
+        called.extend(pages.map(str::to_owned));
         let mut unused = contract.binaries.clone();
         for (id, function) in contract.resources(FUNCTION) {
             let (name, properties) = (kebab(id), &function["Properties"]);

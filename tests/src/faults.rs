@@ -1,0 +1,140 @@
+//! Faults from outside: what becomes of calls on their way, told apart by their system, their function and what they carry.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tenantry_core::tenant::TenantId;
+use tenantry_local::proxy::{Call, System, Tap, Verdict};
+
+/// Looks at every call of the functions.
+#[derive(Default)]
+pub struct Faults {
+    rules: Mutex<Vec<Arc<Rule>>>,
+    calls: Mutex<Vec<Seen>>,
+}
+
+/// A call that was seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// The function.
+    pub function: String,
+    /// What was called.
+    pub system: System,
+    /// Method and target, and for AWS's JSON and query protocols the operation.
+    pub what: String,
+    /// The tenants' ids and slugs that it carried, of those that are watched for.
+    text: Vec<u8>,
+}
+
+/// Which calls a fault hits.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// What is called.
+    pub system: System,
+    /// The function that calls; any where empty. The Kubernetes client does not say.
+    pub function: &'static str,
+    /// What the call holds: method and target, or the operation.
+    pub holds: &'static str,
+}
+
+/// A fault.
+pub struct Rule {
+    target: Target,
+    marks: Vec<Vec<u8>>,
+    verdict: Verdict,
+    left: AtomicI64,
+    hits: AtomicUsize,
+}
+
+/// A fault that is in force until this is dropped.
+pub struct Injected {
+    faults: Arc<Faults>,
+    rule: Arc<Rule>,
+}
+
+impl Faults {
+    /// Puts a fault into force for calls that carry one of the marks, so many times.
+    pub fn inject(self: &Arc<Self>, target: Target, marks: Vec<Vec<u8>>, verdict: Verdict, times: i64) -> Injected {
+        let rule = Arc::new(Rule { target, marks, verdict, left: times.into(), hits: AtomicUsize::new(0) });
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner).push(rule.clone());
+        Injected { faults: self.clone(), rule }
+    }
+
+    /// What was called since with one of the marks, in order.
+    pub fn calls_with(&self, marks: &[Vec<u8>]) -> Vec<Seen> {
+        let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        calls.iter().filter(|call| marks.iter().any(|mark| holds(&call.text, mark))).cloned().collect()
+    }
+
+    /// Forgets what was seen.
+    pub fn forget(&self) {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// The functions that were seen to call something.
+    pub fn functions(&self) -> BTreeSet<String> {
+        let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        calls.iter().map(|call| call.function.clone()).collect()
+    }
+}
+
+impl Injected {
+    /// How often it was met.
+    pub fn hits(&self) -> usize {
+        self.rule.hits.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Injected {
+    fn drop(&mut self) {
+        let mut rules = self.faults.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        rules.retain(|rule| !Arc::ptr_eq(rule, &self.rule));
+    }
+}
+
+/// What a call that concerns a tenant carries: its id as text or as PostgreSQL takes it, or its slug in one of its forms.
+pub fn marks(id: TenantId, slug: &str) -> Vec<Vec<u8>> {
+    vec![
+        id.to_string().into_bytes(),
+        id.0.as_bytes().to_vec(),
+        slug.as_bytes().to_vec(),
+        slug.replace('-', "_").into_bytes(),
+    ]
+}
+
+impl Tap for Faults {
+    fn judge(&self, call: &Call) -> Verdict {
+        let operation = call.headers.get("x-amz-target").and_then(|target| target.to_str().ok()).unwrap_or_default();
+        let mut text = format!("{} {} {operation}\n", call.method, call.target).into_bytes();
+        text.extend_from_slice(&call.body);
+        let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        let met = rules.iter().find(|rule| {
+            let Target { system, function, holds: wanted } = &rule.target;
+            *system == call.system
+                && (function.is_empty() || call.function.is_empty() || *function == call.function)
+                && holds(&text, wanted.as_bytes())
+                && rule.marks.iter().any(|mark| holds(&text, mark))
+                && rule.left.fetch_sub(1, Ordering::SeqCst) > 0
+        });
+        let verdict = met.map_or(Verdict::Pass, |rule| {
+            rule.hits.fetch_add(1, Ordering::SeqCst);
+            rule.verdict
+        });
+        drop(rules);
+        let action = String::from_utf8_lossy(&call.body)
+            .split("Action=")
+            .nth(1)
+            .and_then(|rest| rest.split('&').next())
+            .map(str::to_owned)
+            .unwrap_or_default();
+        let what = format!("{} {} {operation}{action}", call.method, call.target);
+        let seen = Seen { function: call.function.clone(), system: call.system, what, text };
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
+        verdict
+    }
+}
+
+fn holds(text: &[u8], part: &[u8]) -> bool {
+    !part.is_empty() && text.windows(part.len()).any(|window| window == part)
+}
