@@ -9,10 +9,10 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 TENANTRY := $(TARGET)/debug/tenantry
 BUILD := cargo build --locked --workspace --bins
 
-.PHONY: help set-up build demo test check bench up down status env provision logs package deploy
+.PHONY: help set-up build demo demo-failure test check bench up down status env provision logs package deploy
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 set-up: ## Install and build what the local stack needs and this machine lacks
 	@infra/setup/run
@@ -22,6 +22,9 @@ build: set-up ## Build every Lambda and the command line
 
 demo: build ## Boot the stack, take three sign-ups to active tenants, show the evidence
 	@$(TENANTRY) demo
+
+demo-failure: build ## Break Kubernetes in mid-onboarding: what is undone, what is left, and the repair
+	@$(TENANTRY) demo-failure
 
 test: build ## Unit tests, then the whole proof on a real stack
 	@cargo test --locked --workspace --lib --bin tenantry

@@ -1,6 +1,5 @@
 //! Faults from outside: what becomes of calls on their way, told apart by their system, their function and what they carry.
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -23,7 +22,7 @@ pub struct Seen {
     pub system: System,
     /// Method and target, and for AWS's JSON and query protocols the operation.
     pub what: String,
-    /// The tenants' ids and slugs that it carried, of those that are watched for.
+    /// All that it held.
     text: Vec<u8>,
 }
 
@@ -66,16 +65,18 @@ impl Faults {
         let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
         calls.iter().filter(|call| marks.iter().any(|mark| holds(&call.text, mark))).cloned().collect()
     }
+}
 
-    /// Forgets what was seen.
-    pub fn forget(&self) {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    }
-
-    /// The functions that were seen to call something.
-    pub fn functions(&self) -> BTreeSet<String> {
-        let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        calls.iter().map(|call| call.function.clone()).collect()
+impl Seen {
+    /// Whether it only looks.
+    pub fn reads(&self) -> bool {
+        const LOOKS: &[&str] = &["Get", "List", "Describe", "Query", "BatchGet"];
+        let operation = self.what.rsplit(['.', ' ']).next().unwrap_or_default();
+        match self.system {
+            System::Postgres | System::Dedicated => self.what.starts_with("SQL SELECT"),
+            _ if ["GET ", "HEAD "].iter().any(|method| self.what.starts_with(method)) => true,
+            _ => LOOKS.iter().any(|look| operation.starts_with(look)),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 #![allow(unreachable_pub)] // A binary has no outside: `pub` says what other modules use.
 
 mod bad_input;
+mod billing;
 mod bucket;
 mod bus;
 mod calls;
@@ -13,16 +14,20 @@ mod dns;
 mod explain;
 mod faults;
 mod identity;
+mod invites;
 mod logs;
 mod machine;
 mod mail;
 mod matrix;
 mod namespace;
 mod provisioning;
+mod queue;
+mod races;
 mod recorder;
 mod registry;
 mod rls;
 mod snapshot;
+mod sweep;
 mod tenant_config;
 mod tenants;
 mod triggers;
@@ -59,10 +64,15 @@ const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("namespace", namespace::CASES),
     ("dns", dns::CASES),
     ("tenant_config", tenant_config::CASES),
+    ("queue", queue::CASES),
+    ("billing", billing::CASES),
     ("mail", mail::CASES),
     ("calls", calls::CASES),
     ("provisioning", provisioning::CASES),
     ("compensation", compensation::CASES),
+    ("invites", invites::CASES),
+    ("sweep", sweep::CASES),
+    ("races", races::CASES),
     ("explain", explain::CASES),
     ("triggers", triggers::CASES),
     ("logs", logs::CASES),

@@ -225,7 +225,7 @@ async fn transient(world: &World) -> Result<()> {
     hand.execute("SELECT pg_advisory_lock(hashtextextended('tenant ' || $1::text, 0))", &[&id.to_string()]).await?;
     request["paid"] = json!(true);
     let arn = world.start(&request).await?;
-    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     hand.execute("SELECT pg_advisory_unlock_all()", &[]).await?;
     let outcome = world.finish(&arn).await?.succeeded()?;
     let failed = outcome.failed_attempts();

@@ -1,161 +1,28 @@
-//! Everything that exists in the systems of a stack, to compare before and after.
-
-use std::collections::{BTreeMap, BTreeSet};
+//! Everything that exists in the stack's systems, as the local stack's own inventory lists it.
 
 use anyhow::Result;
-use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{Api, ListParams};
 use serde_json::Value;
+pub use tenantry_local::inventory::cluster_as;
+use tenantry_local::inventory::{Inventory, Snapshot};
+
 use tenantry_local::emulator;
 
-use crate::world::{World, connect};
-
-/// What exists, by system: names, and counts of rows where names would say too little.
-pub type Snapshot = BTreeMap<&'static str, BTreeSet<String>>;
+use crate::world::World;
 
 impl World {
+    /// The ways into every system.
+    pub fn inventory(&self) -> Inventory {
+        Inventory { aws: self.env.aws.clone(), exports: self.exports.clone(), variables: self.env.variables().clone() }
+    }
+
     /// Looks into every system that a tenant may own something in.
     pub async fn snapshot(&self) -> Result<Snapshot> {
-        Ok(BTreeMap::from([
-            ("rows of PostgreSQL's tables", self.row_counts().await?),
-            ("PostgreSQL schemas and roles", self.schemas_and_roles().await?),
-            ("secrets", self.secrets().await?),
-            ("buckets", self.buckets().await?),
-            ("queues", self.queues().await?),
-            ("RDS instances", self.instances().await?),
-            ("databases and roles of tenants' own servers", self.dedicated().await?),
-            ("IAM roles", self.roles().await?),
-            ("Pod Identity associations", self.associations().await?),
-            ("Stripe's customers and live subscriptions", self.billed().await?),
-            ("namespaces", self.namespaces().await?),
-            ("DNS records", self.records().await?),
-            ("configuration items", self.config_items().await?),
-            ("emails", self.emails().await?.iter().map(Value::to_string).collect()),
-        ]))
-    }
-
-    async fn row_counts(&self) -> Result<BTreeSet<String>> {
-        let registry = self.registry().await?;
-        let tables = registry
-            .query("SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname <> ALL ('{pg_catalog,information_schema}')", &[])
-            .await?;
-        let mut counts = BTreeSet::new();
-        for table in tables {
-            let table: String = table.get(0);
-            let count: i64 = registry.query_one(&format!("SELECT count(*) FROM {table}"), &[]).await?.get(0);
-            counts.insert(format!("{table}: {count}"));
-        }
-        Ok(counts)
-    }
-
-    async fn schemas_and_roles(&self) -> Result<BTreeSet<String>> {
-        let sql = "SELECT 'schema ' || nspname FROM pg_namespace WHERE nspname NOT LIKE 'pg\\_%'
-                   UNION ALL SELECT 'role ' || rolname FROM pg_roles";
-        Ok(self.registry().await?.query(sql, &[]).await?.iter().map(|row| row.get(0)).collect())
-    }
-
-    async fn secrets(&self) -> Result<BTreeSet<String>> {
-        let client = aws_sdk_secretsmanager::Client::new(&self.env.aws);
-        let mut pages = client.list_secrets().include_planned_deletion(true).into_paginator().send();
-        let mut names = BTreeSet::new();
-        while let Some(page) = pages.next().await {
-            names.extend(page?.secret_list().iter().filter_map(|secret| secret.name().map(str::to_owned)));
-        }
-        Ok(names)
-    }
-
-    async fn buckets(&self) -> Result<BTreeSet<String>> {
-        let listed = self.s3().list_buckets().send().await?;
-        Ok(listed.buckets().iter().filter_map(|bucket| bucket.name().map(str::to_owned)).collect())
-    }
-
-    async fn roles(&self) -> Result<BTreeSet<String>> {
-        let client = aws_sdk_iam::Client::new(&self.env.aws);
-        let mut pages = client.list_roles().into_paginator().send();
-        let mut names = BTreeSet::new();
-        while let Some(page) = pages.next().await {
-            names.extend(page?.roles().iter().map(|role| role.role_name().to_owned()));
-        }
-        Ok(names)
-    }
-
-    async fn queues(&self) -> Result<BTreeSet<String>> {
-        let client = aws_sdk_sqs::Client::new(&self.env.aws);
-        let urls = client.list_queues().max_results(1000).into_paginator().items().send();
-        Ok(urls.collect::<Result<Vec<_>, _>>().await?.into_iter().collect())
-    }
-
-    async fn instances(&self) -> Result<BTreeSet<String>> {
-        let client = aws_sdk_rds::Client::new(&self.env.aws);
-        let all = client.describe_db_instances().into_paginator().items().send().collect::<Result<Vec<_>, _>>().await?;
-        let snapshots = client.describe_db_snapshots().into_paginator().items().send();
-        let snapshots = snapshots.collect::<Result<Vec<_>, _>>().await?;
-        let instances = all.into_iter().filter_map(|one| one.db_instance_identifier);
-        Ok(instances.chain(snapshots.into_iter().filter_map(|one| one.db_instance_identifier)).collect())
-    }
-
-    async fn dedicated(&self) -> Result<BTreeSet<String>> {
-        let sql = "SELECT 'database ' || datname FROM pg_database UNION ALL SELECT 'role ' || rolname FROM pg_roles";
-        let server = connect(self.export("DEDICATED_DATABASE_URL")?).await?;
-        Ok(server.query(sql, &[]).await?.iter().map(|row| row.get(0)).collect())
-    }
-
-    async fn associations(&self) -> Result<BTreeSet<String>> {
-        let client = aws_sdk_eks::Client::new(&self.env.aws);
-        let all = client.list_pod_identity_associations().cluster_name(self.env.required("EKS_CLUSTER")?);
-        let all = all.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await?;
-        Ok(all.into_iter().filter_map(|one| one.namespace).collect())
-    }
-
-    async fn billed(&self) -> Result<BTreeSet<String>> {
-        let mut marks = BTreeSet::new();
-        for kind in ["customers", "subscriptions"] {
-            for one in self.stripe(&format!("/v1/{kind}?limit=100000")).await?["data"].as_array().into_iter().flatten()
-            {
-                marks.insert(format!("{kind} {} {}", one["id"], one["metadata"]["tenantry-tenant-id"]));
-            }
-        }
-        Ok(marks)
+        self.inventory().take().await
     }
 
     /// What localstripe answers to a GET.
     pub async fn stripe(&self, path: &str) -> Result<Value> {
-        let url = format!("{}{path}", self.export("STRIPE_API_URL")?);
-        let asked = reqwest::Client::new().get(url).bearer_auth(self.export("STRIPE_API_KEY")?).send().await?;
-        Ok(asked.error_for_status()?.json().await?)
-    }
-
-    async fn namespaces(&self) -> Result<BTreeSet<String>> {
-        let all = Api::<Namespace>::all(self.cluster().await?).list(&ListParams::default()).await?;
-        Ok(all.items.into_iter().filter_map(|namespace| namespace.metadata.name).collect())
-    }
-
-    async fn records(&self) -> Result<BTreeSet<String>> {
-        let client = aws_sdk_route53::Client::new(&self.env.aws);
-        let zone = self.env.required("HOSTED_ZONE_ID")?;
-        let mut names = BTreeSet::new();
-        let mut list = client.list_resource_record_sets().hosted_zone_id(&zone);
-        loop {
-            let page = list.send().await?;
-            names.extend(page.resource_record_sets().iter().map(|set| format!("{} {}", set.name(), set.r#type())));
-            if !page.is_truncated() {
-                break;
-            }
-            list = client.list_resource_record_sets().hosted_zone_id(&zone);
-            list = list.set_start_record_name(page.next_record_name).set_start_record_type(page.next_record_type);
-            list = list.set_start_record_identifier(page.next_record_identifier);
-        }
-        Ok(names)
-    }
-
-    async fn config_items(&self) -> Result<BTreeSet<String>> {
-        let client = aws_sdk_dynamodb::Client::new(&self.env.aws);
-        let mut pages = client.scan().table_name(self.env.required("CONFIG_TABLE")?).into_paginator().send();
-        let mut items = BTreeSet::new();
-        while let Some(page) = pages.next().await {
-            items.extend(page?.items().iter().map(|item| format!("{:?} {:?}", item.get("tenant"), item.get("item"))));
-        }
-        Ok(items)
+        self.inventory().stripe(path).await
     }
 
     /// The mail that SES was asked to send, as the emulator keeps it.
@@ -167,11 +34,4 @@ impl World {
     pub async fn cluster(&self) -> Result<kube::Client> {
         cluster_as(self.export("KUBECONFIG")?).await
     }
-}
-
-/// The cluster, as whoever a kubeconfig names.
-pub async fn cluster_as(kubeconfig: &str) -> Result<kube::Client> {
-    let kubeconfig = kube::config::Kubeconfig::read_from(kubeconfig)?;
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default()).await?;
-    Ok(kube::Client::try_from(config)?)
 }

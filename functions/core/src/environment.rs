@@ -32,6 +32,11 @@ impl Environment {
         self
     }
 
+    /// All settings.
+    pub fn variables(&self) -> &HashMap<String, String> {
+        &self.variables
+    }
+
     /// A setting that the function cannot do without.
     ///
     /// # Errors

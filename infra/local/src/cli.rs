@@ -1,5 +1,7 @@
 //! The command line of the local stack.
 
+mod failure;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -48,6 +50,9 @@ enum Command {
     },
     /// Boots a stack of its own, takes three sign-ups to active tenants, shows them in every system, and ends it.
     Demo,
+    /// Boots a stack of its own, breaks Kubernetes in mid-onboarding, shows what is undone and what is left, repairs it, and
+    /// provisions the same tenant.
+    DemoFailure,
     /// Starts the provision-tenant machine with a file's JSON, and follows it.
     Provision {
         /// The machine's input, such as events/provision-tenant.json.
@@ -99,7 +104,8 @@ fn act(command: Command, json: bool) -> Result<ExitCode> {
             Command::Down => down(&root, json)?,
             Command::Status => status(&root, json).await?,
             Command::Env { functions } => env(&root, functions, json)?,
-            Command::Demo => return Box::pin(demo(&root, json)).await,
+            Command::Demo => return Box::pin(demo(&root, json, Show::Success)).await,
+            Command::DemoFailure => return Box::pin(demo(&root, json, Show::Failure)).await,
             Command::Provision { file } => return provision(&root, &file, json).await,
             Command::Logs { execution } => logs(&root, &execution, json).await?,
             Command::Supervise => Box::pin(supervisor::supervise(&root, json)).await?,
@@ -218,8 +224,19 @@ async fn provision(root: &Path, file: &Path, json: bool) -> Result<ExitCode> {
 async fn start(aws: &aws_config::SdkConfig, machine: &str, file: &Path, progress: &Progress) -> Result<Outcome> {
     let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
     let input: Value = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", file.display()))?;
-    let arn = execution::start(aws, machine, &input).await?;
-    progress.say(&format!("\nprovision-tenant with {}\n  {arn}", file.display()));
+    follow(aws, machine, &input, &file.display().to_string(), progress).await
+}
+
+/// Starts an execution, and tells what it does until it ends.
+async fn follow(
+    aws: &aws_config::SdkConfig,
+    machine: &str,
+    input: &Value,
+    called: &str,
+    progress: &Progress,
+) -> Result<Outcome> {
+    let arn = execution::start(aws, machine, input).await?;
+    progress.say(&format!("\nprovision-tenant with {called}\n  {arn}"));
     execution::follow(aws, &arn, progress).await
 }
 
@@ -231,7 +248,14 @@ fn summary(outcome: &Outcome) -> String {
     }
 }
 
-async fn demo(root: &Path, json: bool) -> Result<ExitCode> {
+/// What a demo shows.
+#[derive(Clone, Copy)]
+enum Show {
+    Success,
+    Failure,
+}
+
+async fn demo(root: &Path, json: bool, what: Show) -> Result<ExitCode> {
     let progress = Progress::detect(json);
     let begun = Instant::now();
     progress.say("Booting a stack of this demo's own");
@@ -244,7 +268,12 @@ async fn demo(root: &Path, json: bool) -> Result<ExitCode> {
     };
     // The stack is ended in any case, before the outcome is told.
     let shown = tokio::select! {
-        shown = show(&stack, root, &progress) => shown,
+        shown = async {
+            match what {
+                Show::Success => show(&stack, root, &progress).await,
+                Show::Failure => failure::show(&stack, root, &progress).await,
+            }
+        } => shown,
         _ = &mut interrupted => Err(anyhow::anyhow!("interrupted")),
     };
     let ending = progress.begin("Shutdown");
@@ -252,9 +281,24 @@ async fn demo(root: &Path, json: bool) -> Result<ExitCode> {
     ending.done("");
     let tenants = shown?;
     let seconds = begun.elapsed().as_secs_f64();
-    progress.say(&format!("\n{} tenants provisioned and seen in every system; {seconds:.1} s in all.", tenants));
+    let what = match what {
+        Show::Success => "provisioned and seen in every system",
+        Show::Failure => "failed, left nothing behind, and was provisioned once the cause was gone",
+    };
+    let s = if tenants == 1 { "" } else { "s" };
+    progress.say(&format!("\n{tenants} tenant{s} {what}; {seconds:.1} s in all."));
     progress.tell(&json!({ "tenants": tenants, "seconds": seconds }));
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the real systems show of a tenant in service.
+async fn evidence(witness: &mut Witness, slug: &str, progress: &Progress) -> Result<()> {
+    progress.say(&format!("\nWhat the real systems show of {slug}"));
+    for (system, seen) in Box::pin(witness.of_tenant(slug)).await? {
+        progress.say(&format!("  {system:<14} {seen}"));
+        progress.tell(&json!({ "tenant": slug, "system": system, "seen": seen }));
+    }
+    Ok(())
 }
 
 async fn show(stack: &Stack, root: &Path, progress: &Progress) -> Result<usize> {
@@ -269,11 +313,7 @@ async fn show(stack: &Stack, root: &Path, progress: &Progress) -> Result<usize> 
         }
         let input: Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
         let slug = input["slug"].as_str().with_context(|| format!("{sign_up} has no slug"))?;
-        progress.say(&format!("\nWhat the real systems show of {slug}"));
-        for (system, seen) in Box::pin(witness.of_tenant(slug)).await? {
-            progress.say(&format!("  {system:<14} {seen}"));
-            progress.tell(&json!({ "tenant": slug, "system": system, "seen": seen }));
-        }
+        evidence(&mut witness, slug, progress).await?;
     }
     Ok(SIGN_UPS.len())
 }

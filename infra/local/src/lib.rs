@@ -9,6 +9,7 @@ pub mod evidence;
 pub mod execution;
 pub mod functions;
 pub mod guard;
+pub mod inventory;
 pub mod kube;
 pub mod postgres;
 pub mod progress;

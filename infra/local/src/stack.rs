@@ -230,6 +230,11 @@ impl Stack {
         cluster.check()
     }
 
+    /// Whether the cluster is the stack's own, and not one that `KUBECONFIG` names.
+    pub fn has_own_cluster(&self) -> bool {
+        self.systems.cluster.is_own()
+    }
+
     /// Reaches the stack's AWS.
     pub fn aws_config(&self) -> SdkConfig {
         self.aws.clone()

@@ -1,0 +1,100 @@
+//! The failure demonstration: an onboarding that fails in the middle, and what becomes of it.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use aws_sdk_lambda::primitives::Blob;
+use aws_sdk_sfn::types::ExecutionStatus;
+use k8s_openapi::api::rbac::v1::ClusterRole;
+use kube::Api;
+use kube::api::PostParams;
+use serde_json::{Value, json};
+use tokio_postgres::NoTls;
+
+use super::{evidence, follow, summary};
+use crate::evidence::Witness;
+use crate::inventory::{Inventory, cluster_as};
+use crate::progress::Progress;
+use crate::stack::Stack;
+
+/// The sign-up.
+const SIGN_UP: &str = "events/provision-tenant-growth.json";
+/// What the functions may do in the cluster (infra/kube/rbac.yaml).
+const CLUSTER_ROLE: &str = "tenantry-provisioner";
+/// What it is taken: namespaces can be made and removed, and not closed.
+const TAKEN: &str = "networkpolicies";
+
+/// Shows it. Returns how many tenants there are in the end.
+pub(super) async fn show(stack: &Stack, root: &Path, progress: &Progress) -> Result<usize> {
+    ensure!(
+        stack.has_own_cluster(),
+        "KUBECONFIG names a cluster that is not this stack's: its roles are not broken for a demonstration. Unset it"
+    );
+    let (aws, exports) = (stack.aws_config(), stack.exports());
+    let export = |name: &str| exports.get(name).cloned().with_context(|| format!("no {name}"));
+    let mut witness = Witness::of(stack).await?;
+    let roles = Api::<ClusterRole>::all(cluster_as(&export("KUBECONFIG")?).await?);
+
+    let whole = roles.get(CLUSTER_ROLE).await?;
+    let mut broken = whole.clone();
+    let rules = broken.rules.get_or_insert_default();
+    rules.retain(|rule| !rule.resources.iter().flatten().any(|resource| resource == TAKEN));
+    roles.replace(CLUSTER_ROLE, &PostParams::default(), &broken).await?;
+    progress.say(&format!(
+        "\nKubernetes is broken: ClusterRole {CLUSTER_ROLE} has lost its right to {TAKEN}, as a careless change would take it"
+    ));
+
+    let machine = stack.output("ProvisionTenantMachine")?;
+    let input: Value = serde_json::from_str(&std::fs::read_to_string(root.join(SIGN_UP))?)?;
+    let slug = input["slug"].as_str().context("the sign-up has no slug")?;
+    let outcome = follow(&aws, machine, &input, SIGN_UP, progress).await?;
+    progress.say(&summary(&outcome));
+    ensure!(outcome.status == ExecutionStatus::Failed, "the onboarding did not fail: {}", outcome.status);
+
+    let (client, connection) = tokio_postgres::connect(&export("REGISTRY_DATABASE_URL")?, NoTls).await?;
+    tokio::spawn(connection);
+    let sql = "SELECT id::text, status::text, failed_step, failed_error, failed_message, needs_operator FROM tenants
+               WHERE slug = $1";
+    let row = client.query_one(sql, &[&slug]).await?;
+    let text = |column: usize| row.get::<_, Option<String>>(column).unwrap_or_else(|| "-".to_owned());
+    let id = text(0);
+    progress.say(&format!("\nWhat is left of {slug}, by each system's own listing"));
+    let inventory = Inventory { aws: aws.clone(), exports: exports.clone(), variables: stack.function_variables() };
+    let marks = [id.clone(), slug.to_owned(), format!("tenant_{}", slug.replace('-', "_"))];
+    for (system, names) in Box::pin(inventory.left_of(&marks)).await? {
+        progress.say(&format!("  {system:<46} {}", if names.is_empty() { "nothing" } else { "LEFT" }));
+        ensure!(names.is_empty(), "{system}: {names:?}");
+    }
+    progress.say("\nWhat the registry says of it");
+    for (what, column) in [("status", 1), ("failed step", 2), ("error", 3), ("message", 4), ("needs an operator", 5)] {
+        progress.say(&format!("  {what:<18} {}", text(column)));
+    }
+    progress.tell(&json!({ "tenant": slug, "status": text(1), "failed_step": text(2), "error": text(3) }));
+    ensure!(text(1) == "pending" && text(5) == "-", "{slug} is {}, and needs an operator: {}", text(1), text(5));
+    progress.say("\nWhat explain-tenant says of it");
+    for line in explained(&aws, slug).await?.lines() {
+        progress.say(&format!("  {line}"));
+    }
+
+    let mut repaired = roles.get(CLUSTER_ROLE).await?;
+    repaired.rules = whole.rules;
+    roles.replace(CLUSTER_ROLE, &PostParams::default(), &repaired).await?;
+    progress.say("\nKubernetes is repaired");
+    let again = json!({ "tenant_id": id });
+    let outcome = follow(&aws, machine, &again, &again.to_string(), progress).await?;
+    progress.say(&summary(&outcome));
+    if outcome.status != ExecutionStatus::Succeeded {
+        bail!("{slug} was not provisioned after the repair: {}: {}", outcome.error, outcome.cause);
+    }
+    evidence(&mut witness, slug, progress).await?;
+    Ok(1)
+}
+
+/// What the function for operators says, as text.
+async fn explained(aws: &aws_config::SdkConfig, slug: &str) -> Result<String> {
+    let payload = Blob::new(json!({ "slug": slug }).to_string());
+    let client = aws_sdk_lambda::Client::new(aws);
+    let answer = client.invoke().function_name("explain-tenant").payload(payload).send().await?;
+    let body: Value = serde_json::from_slice(answer.payload().context("explain-tenant did not answer")?.as_ref())?;
+    body["text"].as_str().map(str::to_owned).with_context(|| format!("explain-tenant answered {body}"))
+}
