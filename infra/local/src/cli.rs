@@ -1,5 +1,6 @@
 //! The command line of the local stack.
 
+mod bench;
 mod failure;
 
 use std::path::{Path, PathBuf};
@@ -53,6 +54,9 @@ enum Command {
     /// Boots a stack of its own, breaks Kubernetes in mid-onboarding, shows what is undone and what is left, repairs it, and
     /// provisions the same tenant.
     DemoFailure,
+    /// Boots a stack of its own, and measures onboarding: a hundred at once, beside the same steps run by one process.
+    #[command(hide = true)]
+    BenchOnboarding,
     /// Starts the provision-tenant machine with a file's JSON, and follows it.
     Provision {
         /// The machine's input, such as events/provision-tenant.json.
@@ -106,6 +110,7 @@ fn act(command: Command, json: bool) -> Result<ExitCode> {
             Command::Env { functions } => env(&root, functions, json)?,
             Command::Demo => return Box::pin(demo(&root, json, Show::Success)).await,
             Command::DemoFailure => return Box::pin(demo(&root, json, Show::Failure)).await,
+            Command::BenchOnboarding => return Box::pin(demo(&root, json, Show::Onboarding)).await,
             Command::Provision { file } => return provision(&root, &file, json).await,
             Command::Logs { execution } => logs(&root, &execution, json).await?,
             Command::Supervise => Box::pin(supervisor::supervise(&root, json)).await?,
@@ -253,6 +258,7 @@ fn summary(outcome: &Outcome) -> String {
 enum Show {
     Success,
     Failure,
+    Onboarding,
 }
 
 async fn demo(root: &Path, json: bool, what: Show) -> Result<ExitCode> {
@@ -272,6 +278,7 @@ async fn demo(root: &Path, json: bool, what: Show) -> Result<ExitCode> {
             match what {
                 Show::Success => show(&stack, root, &progress).await,
                 Show::Failure => failure::show(&stack, root, &progress).await,
+                Show::Onboarding => bench::onboarding(&stack, &progress).await,
             }
         } => shown,
         _ = &mut interrupted => Err(anyhow::anyhow!("interrupted")),
@@ -283,6 +290,7 @@ async fn demo(root: &Path, json: bool, what: Show) -> Result<ExitCode> {
     let seconds = begun.elapsed().as_secs_f64();
     let what = match what {
         Show::Success => "provisioned and seen in every system",
+        Show::Onboarding => "onboarded at once",
         Show::Failure => "failed, left nothing behind, and was provisioned once the cause was gone",
     };
     let s = if tenants == 1 { "" } else { "s" };
