@@ -197,7 +197,7 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     seen.insert("RemoveBucketFunction", calls(removed(&bucket, tenant)).await?);
     seen.insert("RemoveIdentityFunction", calls(removed(&identity, tenant)).await?);
     seen.insert("RemoveQueueFunction", calls(removed(&queue, tenant)).await?);
-    seen.insert("CancelBillingFunction", calls(removed(&billing, tenant)).await?);
+    seen.insert("CancelBillingFunction", calls(removed(&Billing::from_env(env)?, tenant)).await?);
     // The registry alone is asked: its login is read by every function.
     removed(&invite, tenant).await?;
     let mut gone = calls(removed(&database, tenant)).await?;

@@ -54,21 +54,22 @@ async fn migrations_again_change_nothing(world: &World) -> Result<()> {
 
 /// Functions speak TLS, to a server that the CA bundle vouches for under the name they call it by, and to no other.
 async fn the_servers_certificate_is_verified(world: &World) -> Result<()> {
-    let client = Database::registry(&world.env)?;
-    let encrypted = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
-    ensure!(
-        client.client().await?.query_one(encrypted, &[]).await?.get::<_, bool>(0),
-        "the connection is in the clear"
-    );
-
-    let login = client.credentials().await?;
+    let kept = Database::registry(&world.env)?;
+    // The server itself, not what these tests put in front of it.
+    let url: url::Url = world.export("REGISTRY_DATABASE_URL")?.parse()?;
+    let port = url.port().context("no port")?;
+    let login = Credentials { port, ..kept.credentials().await? };
     let own = PathBuf::from(world.env.required("POSTGRES_CA_BUNDLE")?);
+    let client = postgres::connect(&login, Some(&own)).await?;
+    let encrypted = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    ensure!(client.query_one(encrypted, &[]).await?.get::<_, bool>(0), "the connection is in the clear");
+
     let mut other = rcgen::CertificateParams::new(Vec::new())?;
     other.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let other = other.self_signed(&rcgen::KeyPair::generate()?)?.pem();
     let stranger = std::env::temp_dir().join(format!("tenantry-ca-{}.pem", uuid::Uuid::new_v4()));
     std::fs::write(&stranger, other)?;
-    let by_another_name = Credentials { host: "localhost".into(), ..client.credentials().await? };
+    let by_another_name = Credentials { host: "localhost".into(), port, ..kept.credentials().await? };
     let refused =
         [postgres::connect(&login, Some(&stranger)).await, postgres::connect(&by_another_name, Some(&own)).await];
     std::fs::remove_file(&stranger)?;

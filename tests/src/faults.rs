@@ -1,8 +1,10 @@
 //! Faults from outside: what becomes of calls on their way, told apart by their system, their function and what they carry.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::wire;
 use tenantry_core::tenant::TenantId;
 use tenantry_local::proxy::{Call, System, Tap, Verdict};
 
@@ -22,6 +24,8 @@ pub struct Seen {
     pub system: System,
     /// Method and target, and for AWS's JSON and query protocols the operation.
     pub what: String,
+    /// What IAM asks for, of a call of AWS's.
+    pub actions: Vec<String>,
     /// All that it held.
     text: Vec<u8>,
 }
@@ -60,6 +64,17 @@ impl Faults {
         Injected { faults: self.clone(), rule }
     }
 
+    /// The actions that IAM asked each function for, so far.
+    pub fn asked(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let mut asked = BTreeMap::<_, BTreeSet<_>>::new();
+        for call in self.calls.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            if call.system == System::Aws {
+                asked.entry(call.function.clone()).or_default().extend(call.actions.iter().cloned());
+            }
+        }
+        asked
+    }
+
     /// What was called since with one of the marks, in order.
     pub fn calls_with(&self, marks: &[Vec<u8>]) -> Vec<Seen> {
         let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
@@ -71,11 +86,13 @@ impl Seen {
     /// Whether it only looks.
     pub fn reads(&self) -> bool {
         const LOOKS: &[&str] = &["Get", "List", "Describe", "Query", "BatchGet"];
-        let operation = self.what.rsplit(['.', ' ']).next().unwrap_or_default();
+        let looks = |action: &String| {
+            LOOKS.iter().any(|look| action.split(':').nth(1).is_some_and(|operation| operation.starts_with(look)))
+        };
         match self.system {
             System::Postgres | System::Dedicated => self.what.starts_with("SQL SELECT"),
-            _ if ["GET ", "HEAD "].iter().any(|method| self.what.starts_with(method)) => true,
-            _ => LOOKS.iter().any(|look| operation.starts_with(look)),
+            System::Aws => self.actions.iter().all(looks),
+            System::Kubernetes | System::Stripe => self.what.starts_with("GET "),
         }
     }
 }
@@ -123,14 +140,9 @@ impl Tap for Faults {
             rule.verdict
         });
         drop(rules);
-        let action = String::from_utf8_lossy(&call.body)
-            .split("Action=")
-            .nth(1)
-            .and_then(|rest| rest.split('&').next())
-            .map(str::to_owned)
-            .unwrap_or_default();
-        let what = format!("{} {} {operation}{action}", call.method, call.target);
-        let seen = Seen { function: call.function.clone(), system: call.system, what, text };
+        let actions = if call.system == System::Aws { wire::actions(call) } else { Vec::new() };
+        let what = format!("{} {} {}", call.method, call.target, actions.join(" "));
+        let seen = Seen { function: call.function.clone(), system: call.system, what, actions, text };
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
         verdict
     }

@@ -31,6 +31,7 @@ mod sweep;
 mod tenant_config;
 mod tenants;
 mod triggers;
+mod wire;
 mod world;
 
 use std::process::ExitCode;

@@ -21,7 +21,8 @@ use tenantry_local::progress::print;
 use tenantry_local::proxy::{System, Verdict};
 use tokio::time::sleep;
 
-use crate::contract::{Contract, repository};
+use crate::contract::permissions::allowed;
+use crate::contract::{Contract, kebab, repository};
 use crate::faults::{Target, marks};
 use crate::machine::{Outcome, sign_up};
 use crate::provisioning::inspect_all;
@@ -216,6 +217,7 @@ async fn matrix(world: &World) -> Result<()> {
     scan(world, &mut lines).await?;
     lines.sort_by(|a, b| (order(a), a.isolation, a.fault).cmp(&(order(b), b.isolation, b.fault)));
     report(&lines, begun.elapsed())?;
+    permitted(world, &contract)?;
     let broken: Vec<String> = lines
         .iter()
         .filter_map(|line| {
@@ -249,6 +251,26 @@ async fn run(world: &World, site: &'static Site, fault: Fault) -> Line {
     }
     line.seconds = begun.elapsed().as_secs_f64();
     line
+}
+
+/// No function has asked AWS, through the proxy, for what its role in the template does not allow. What roles allow and
+/// nobody asks for is found by `calls`, which also takes the ways that no machine goes.
+fn permitted(world: &World, contract: &Contract) -> Result<()> {
+    let mut refused = Vec::new();
+    let asked = world.faults.asked();
+    for (function, actions) in &asked {
+        let Some(id) = contract.functions().find(|id| kebab(id) == *function) else {
+            refused.push(format!("{function:?} is no function of the template, and asks for {actions:?}"));
+            continue;
+        };
+        let allowed = allowed(contract, id);
+        refused
+            .extend(actions.difference(&allowed).map(|action| format!("{id} calls {action}, which its role refuses")));
+    }
+    tell!("{} functions asked AWS for nothing that their roles refuse", asked.len());
+    ensure!(asked.len() > 20, "only {:?} were seen", asked.keys());
+    ensure!(refused.is_empty(), "{}", refused.join("\n"));
+    Ok(())
 }
 
 fn order(line: &Line) -> usize {
@@ -400,7 +422,7 @@ async fn settle(world: &World, site: &Site, fault: Fault, tenant: &Tenant, line:
         if fault == Fault::BeforeEffect && site.because == Because::NoPivot {
             // Each undo once more, of what is gone.
             for (_, state) in crate::contract::UNDOES {
-                let undo = crate::contract::kebab(state);
+                let undo = kebab(state);
                 let again = world.invoke(&undo, &by_hand).await?;
                 ensure!(again.is_ok(), "{undo} again: {again:?}");
             }
@@ -415,7 +437,7 @@ async fn settle(world: &World, site: &Site, fault: Fault, tenant: &Tenant, line:
     } else if fault == Fault::Killed && !AFTER_THE_PIVOT.contains(&site.state) {
         // Each step once more, of what is there.
         for (state, _) in crate::contract::UNDOES {
-            let step = crate::contract::kebab(state);
+            let step = kebab(state);
             let again = world.invoke(&step, &by_hand).await?;
             ensure!(again.is_ok(), "{step} again: {again:?}");
         }

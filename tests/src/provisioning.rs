@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use tenantry_core::registry::{self, Record, Selector};
 use tenantry_core::resource::{self, Inspection};
 use tenantry_core::tenant::{Status, Tenant};
+use tenantry_local::execution;
 
 use crate::machine::sign_up;
 use crate::world::{Case, World};
@@ -225,7 +226,12 @@ async fn transient(world: &World) -> Result<()> {
     hand.execute("SELECT pg_advisory_lock(hashtextextended('tenant ' || $1::text, 0))", &[&id.to_string()]).await?;
     request["paid"] = json!(true);
     let arn = world.start(&request).await?;
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let machines = aws_sdk_sfn::Client::new(&world.env.aws);
+    let begun = std::time::Instant::now();
+    while execution::history(&machines, &arn).await?.iter().all(|event| !event.r#type().as_str().ends_with("Failed")) {
+        ensure!(begun.elapsed() < std::time::Duration::from_secs(60), "nothing was told to come again");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
     hand.execute("SELECT pg_advisory_unlock_all()", &[]).await?;
     let outcome = world.finish(&arn).await?.succeeded()?;
     let failed = outcome.failed_attempts();

@@ -53,7 +53,8 @@ impl ExplainTenant {
         let client = self.registry.client().await?;
         // Times as RFC 3339 in UTC.
         let sql = "SELECT CASE WHEN failed_at IS NULL THEN 'null'::jsonb ELSE jsonb_build_object('step', failed_step,
-                        'error', failed_error, 'message', failed_message, 'at', failed_at AT TIME ZONE 'UTC') END,
+                        'error', failed_error, 'message', failed_message, 'at', to_char(failed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
+                        'retries', retries, 'retry_at', to_char(retry_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')) END,
                         to_char(execution_since AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')
                    FROM tenants WHERE id = $1";
         let row = client.query_one(sql, &[&record.tenant.id.0]).await?;
@@ -116,6 +117,10 @@ fn next(record: &Record, failure: &Value, looks: &[Look]) -> String {
     match tenant.status {
         Status::Deprovisioned => "nothing: it is gone, and the row stays".to_owned(),
         Status::Pending if !record.paid => "wait for billing's payment.confirmed, which starts provisioning".to_owned(),
+        Status::Pending if failure["retry_at"].is_string() => format!(
+            "wait for the sweep, which tries again at {}, or {again}",
+            failure["retry_at"].as_str().unwrap_or_default()
+        ),
         Status::Pending if failure.is_object() => format!("remove the cause of the last failure, then {again}"),
         Status::Pending | Status::Provisioning => again,
         Status::Active | Status::Suspended if record.needs_operator.is_some() => {
@@ -164,7 +169,7 @@ fn text(
     let of = |value: &Value, key: &str| value[key].as_str().unwrap_or("-").to_owned();
     if failure.is_object() {
         let (step, error, at) = (of(failure, "step"), of(failure, "error"), of(failure, "at"));
-        line(format_args!("last failure: {error} in {step} at {at} UTC: {}", of(failure, "message")));
+        line(format_args!("last failure: {error} in {step} at {at}: {}", of(failure, "message")));
     }
     for (kind, word, details) in looks {
         let details = if details.is_empty() { String::new() } else { format!(": {}", details.join("; ")) };
