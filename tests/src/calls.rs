@@ -209,7 +209,14 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     let (gone, next) = (execution("gone"), execution("next"));
     registry.execute(held, &[&tenant.id.0, &gone]).await?;
     let begin = json!({"tenant_id": tenant.id, "execution": next});
-    seen.insert("BeginProvisioningFunction", calls(run(&BeginProvisioning::from_env(env)?, &begin)).await?);
+    let mut asked = calls(run(&BeginProvisioning::from_env(env)?, &begin)).await?;
+    // One that begins is looked whether there is room for.
+    let fresh = &dedicated(world).await?;
+    let begin = json!({"tenant_id": fresh.id, "execution": execution("first")});
+    asked.extend(calls(run(&BeginProvisioning::from_env(env)?, &begin)).await?);
+    seen.insert("BeginProvisioningFunction", asked);
+    let long_ago = "UPDATE tenants SET execution_since = now() - interval '10 minutes' WHERE id = $1";
+    registry.execute(long_ago, &[&fresh.id.0]).await?;
     seen.insert("SweepTenantsFunction", calls(run(&SweepTenants::from_env(env)?, &json!({}))).await?);
     let stopped = json!({"detail": {"executionArn": next, "status": "ABORTED"}});
     seen.insert("RecoverExecutionFunction", calls(run(&RecoverExecution::from_env(env)?, &stopped)).await?);
