@@ -62,6 +62,17 @@ impl Environment {
             .map_err(|_| StepError::Misconfigured(format!("environment variable {name} is {text:?}, not a number")))
     }
 
+    /// Numbers separated by commas; none when absent.
+    ///
+    /// # Errors
+    /// `Misconfigured`, naming the variable, when one is no number.
+    pub fn numbers(&self, name: &str) -> Result<Vec<f64>, StepError> {
+        let list = self.list(name);
+        list.iter().map(|text| text.parse()).collect::<Result<_, _>>().map_err(|_| {
+            StepError::Misconfigured(format!("environment variable {name} is not numbers separated by commas"))
+        })
+    }
+
     /// A list separated by commas; empty when absent.
     pub fn list(&self, name: &str) -> Vec<String> {
         let text = self.optional(name).unwrap_or_default();

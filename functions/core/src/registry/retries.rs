@@ -48,13 +48,16 @@ fn read(row: &Row) -> Result<Due, StepError> {
     Ok(Due { tenant: TenantId(row.try_get(0)?), retry: row.try_get(1)? })
 }
 
-/// Counts an attempt as begun. Again is a no-op.
+/// Counts an attempt as started. Should it be refused before it takes the tenant, the next is due after the next of `pauses`
+/// (seconds); one that takes the tenant clears that. Again is a no-op.
 ///
 /// # Errors
 /// When the registry cannot be written.
-pub async fn begun(client: &Client, due: &Due) -> Result<(), StepError> {
-    let sql = "UPDATE tenants SET retries = $2, retry_at = NULL WHERE id = $1 AND retries < $2";
-    client.execute(sql, &[&due.tenant.0, &due.retry]).await?;
+pub async fn started(client: &Client, due: &Due, pauses: &[f64]) -> Result<(), StepError> {
+    let sql = "UPDATE tenants SET retries = $2,
+                      retry_at = CASE WHEN execution IS NULL THEN now() + make_interval(secs => ($3::float8[])[$2 + 1]) END
+               WHERE id = $1 AND retries < $2";
+    client.execute(sql, &[&due.tenant.0, &due.retry, &pauses]).await?;
     Ok(())
 }
 

@@ -125,7 +125,7 @@ impl Billing {
         stripe.post("/v1/subscriptions", &form, &key(tenant, "subscription", account)).await
     }
 
-    /// Gives back what a subscription's invoices charged, less what was given back before.
+    /// Ends what a subscription's invoices ask for, and gives back what they charged, less what was given back before.
     async fn refund(
         &self,
         stripe: &Stripe,
@@ -134,6 +134,12 @@ impl Billing {
         subscription: &str,
     ) -> Result<(), StepError> {
         for invoice in stripe.list("/v1/invoices", &[("subscription", subscription)]).await? {
+            if invoice["status"] == "open" {
+                let id = text(&invoice, "id")?;
+                stripe
+                    .post(&format!("/v1/invoices/{id}/void"), &[], &key(tenant, &format!("void {id}"), account))
+                    .await?;
+            }
             let charge = invoice["charge"].as_str().or_else(|| invoice["charge"]["id"].as_str());
             let Some(charge) = charge.filter(|_| invoice["status"] == "paid") else { continue };
             let amount = invoice["amount_paid"].as_i64().unwrap_or_default();

@@ -94,12 +94,7 @@ impl ReleaseTenant {
     /// # Errors
     /// `Misconfigured` when a setting is missing.
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
-        let pauses = env.list("RETRY_PAUSES");
-        let pauses = pauses.iter().map(|pause| pause.parse()).collect::<Result<_, _>>().map_err(|_| {
-            StepError::Misconfigured(
-                "environment variable RETRY_PAUSES must be seconds, separated by commas".to_owned(),
-            )
-        })?;
+        let pauses = env.numbers("RETRY_PAUSES")?;
         Ok(ReleaseTenant { registry: Database::registry(env)?, resources: resource::all(env)?, pauses })
     }
 

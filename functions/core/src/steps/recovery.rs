@@ -7,6 +7,7 @@
 use async_trait::async_trait;
 use aws_sdk_sfn::types::ExecutionStatus;
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::provisioning::FUNCTION_TIMEOUT;
@@ -35,6 +36,8 @@ pub struct RecoverExecution(Recovery);
 pub struct SweepTenants {
     recovery: Recovery,
     sign_up_expiry: f64,
+    /// Before each further attempt, in seconds.
+    pauses: Vec<f64>,
 }
 
 impl Recovery {
@@ -46,11 +49,17 @@ impl Recovery {
         })
     }
 
-    /// Recovers a tenant from the execution that holds it and has ended in `status`. Once for each execution: what is started
-    /// is named for it.
-    async fn recover(&self, record: &Record, ended: &str, status: &str) -> Result<&'static str, StepError> {
+    /// Recovers a tenant from the execution that holds it and has ended in `status`. Once for each execution and `round`: what
+    /// is started is named for them.
+    async fn recover(
+        &self,
+        record: &Record,
+        ended: &str,
+        status: &str,
+        round: &str,
+    ) -> Result<&'static str, StepError> {
         let tenant = record.tenant.id;
-        let name = format!("recover-{}", Uuid::new_v5(&Uuid::NAMESPACE_URL, ended.as_bytes()));
+        let name = format!("recover-{}{round}", Uuid::new_v5(&Uuid::NAMESPACE_URL, ended.as_bytes()));
         let action = if status == ExecutionStatus::Aborted.as_str() {
             // Stopping an execution is how an operator cancels it.
             self.start(&name, tenant, "compensate").await?;
@@ -110,7 +119,11 @@ impl SweepTenants {
     /// # Errors
     /// `Misconfigured` when a setting is missing.
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
-        Ok(SweepTenants { recovery: Recovery::from_env(env)?, sign_up_expiry: env.number("SIGN_UP_EXPIRY_SECONDS")? })
+        Ok(SweepTenants {
+            recovery: Recovery::from_env(env)?,
+            sign_up_expiry: env.number("SIGN_UP_EXPIRY_SECONDS")?,
+            pauses: env.numbers("RETRY_PAUSES")?,
+        })
     }
 
     /// A tenant's trouble is logged, and keeps nobody else from being looked at.
@@ -139,16 +152,23 @@ impl SweepTenants {
         if record.execution.as_deref() != Some(execution) {
             return Ok(false);
         }
-        self.recovery.recover(&record, execution, &status).await.map(|_| true)
+        self.recovery.recover(&record, execution, &status, &round()).await.map(|_| true)
     }
 
     /// Started before it is counted: a crash in between starts the same name again, which is no second execution.
     async fn try_again(&self, due: &retries::Due) -> Result<(), StepError> {
-        let name = format!("retry-{}-{}", due.tenant, due.retry);
+        let round = if due.retry == 0 { round() } else { String::new() };
+        let name = format!("retry-{}-{}{round}", due.tenant, due.retry);
         self.recovery.start(&name, due.tenant, "provision").await?;
         tracing::info!(tenant = %due.tenant, retry = due.retry, "trying again");
-        retries::begun(&*self.recovery.registry.client().await?, due).await
+        retries::started(&*self.recovery.registry.client().await?, due, &self.pauses).await
     }
+}
+
+/// Which quarter of an hour it is, since 1970. An execution's name is used once in 90 days: what a sweep started, and what was
+/// refused before it took the tenant, must be able to start again.
+fn round() -> String {
+    format!("-{}", OffsetDateTime::now_utc().unix_timestamp() / 900)
 }
 
 fn noted(tenant: TenantId, result: Result<bool, StepError>) -> bool {
@@ -174,7 +194,7 @@ impl Step for RecoverExecution {
         };
         let record = registry::read(&*self.0.registry.client().await?, &Selector::Id(tenant)).await?;
         log_tenant(&record.tenant);
-        let action = self.0.recover(&record, execution, status).await?;
+        let action = self.0.recover(&record, execution, status, "").await?;
         Ok(json!({ "action": action, "tenant_id": tenant }))
     }
 }
