@@ -165,6 +165,11 @@ fn table() -> Vec<Bad> {
             with(json!({"billing": {"payment_method": "4242424242424242"}})),
             &["billing.payment_method must"],
         ),
+        Bad(
+            "a payment method of another's",
+            with(json!({"billing": {"customer": "cus_1", "payment_method": "pm_1"}})),
+            &["billing.payment_method must be left out where billing.customer is named"],
+        ),
         Bad("billing's own field", with(json!({"billing": {"iban": "DE1"}})), &["billing.iban is not a field"]),
         Bad("region elsewhere", with(json!({"region": "eu-central-1"})), &["region eu-central-1 is not served"]),
         Bad("region not of AWS", with(json!({"region": "mars-north"})), &["region must be the name of an AWS region"]),

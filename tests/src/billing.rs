@@ -5,8 +5,10 @@ use serde_json::{Value, json};
 use tenantry_core::error::StepError;
 use tenantry_core::resource::billing::Billing;
 use tenantry_core::resource::{self, Inspection, Resource};
-use tenantry_core::tenant::{Plan, Tenant};
+use tenantry_core::tenant::{Plan, Status, Tenant};
 
+use crate::machine::sign_up;
+use crate::provisioning::all_are;
 use crate::registry::registered;
 use crate::world::{Case, World};
 
@@ -14,6 +16,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("a_tenant_is_billed_once_and_an_undo_gives_back_what_was_charged", |world| Box::pin(charged(world))),
     ("what_an_unanswered_call_made_is_found_again", |world| Box::pin(unanswered(world))),
     ("an_adopted_customer_is_kept", |world| Box::pin(adopted(world))),
+    ("a_request_names_its_customer", |world| Box::pin(named(world))),
     ("a_setting_turns_billing_off", |world| Box::pin(off(world))),
     ("a_key_gives_one_answer_and_refuses_another_request", |world| Box::pin(idempotent(world))),
 ];
@@ -109,6 +112,37 @@ async fn adopted(world: &World) -> Result<()> {
         Err(StepError::InvalidRequest(problems)) if problems[0].field == "billing.customer" => Ok(()),
         outcome => anyhow::bail!("{outcome:?}"),
     }
+}
+
+/// The whole machine, for a customer that exists, one that does not, and a card that is declined.
+async fn named(world: &World) -> Result<()> {
+    let card = "pm_card_visa";
+    let form =
+        [("email", "named@example.com"), ("payment_method", card), ("invoice_settings[default_payment_method]", card)];
+    let theirs = ask(world, "/v1/customers", &form, None).await?.1;
+    let provision = async |billing: Value| {
+        let slug = world.fresh_slug("billed");
+        let mut request = sign_up(&slug, "starter");
+        request["billing"] = billing;
+        let outcome = world.provision(&request).await?;
+        anyhow::Ok((outcome, world.record(&slug).await?))
+    };
+    let (outcome, record) = provision(json!({"customer": theirs["id"]})).await?;
+    outcome.succeeded()?;
+    let subscriptions = mine(world, "subscriptions", &record.tenant).await?;
+    ensure!(subscriptions.len() == 1 && subscriptions[0]["customer"] == theirs["id"], "{subscriptions:?}");
+
+    for (billing, error) in [
+        (json!({"customer": "cus_nobody"}), "InvalidRequest"),
+        (json!({"payment_method": "pm_card_visa_chargeDeclined"}), "Conflict"),
+    ] {
+        let (outcome, record) = provision(billing.clone()).await?;
+        ensure!(outcome.error == error && outcome.times("CancelBilling") == 1, "{billing}: {outcome:?}");
+        ensure!(record.tenant.status == Status::Pending && record.needs_operator.is_none(), "{billing}: {record:?}");
+        all_are(world, &record.tenant, &Inspection::Absent).await?;
+        ensure!(mine(world, "customers", &record.tenant).await?.is_empty(), "{billing}: the customer is left");
+    }
+    Ok(())
 }
 
 async fn off(world: &World) -> Result<()> {

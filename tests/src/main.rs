@@ -80,7 +80,7 @@ const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("matrix", matrix::CASES),
 ];
 /// Cases that compare the whole stack before and after: no other runs meanwhile.
-const ALONE: &[(&str, &[(&str, Case)])] = &[("bad_input", bad_input::CASES)];
+const ALONE: &[(&str, &[(&str, Case)])] = &[("bad_input", bad_input::CASES), ("sweep", sweep::ALONE)];
 
 /// A case that runs longer hangs.
 const CASE_PATIENCE: Duration = Duration::from_secs(1200);

@@ -31,6 +31,10 @@ pub const CASES: &[(&str, Case)] = &[
     ("a_full_cell_refuses_before_anything_is_made", |world| Box::pin(full(world))),
 ];
 
+/// What changes the servers for everyone.
+pub const ALONE: &[(&str, Case)] =
+    &[("a_full_server_refuses_before_anything_is_made", |world| Box::pin(full_server(world)))];
+
 const PATIENCE: Duration = Duration::from_secs(120);
 
 async fn sweep(world: &World) -> Result<Value> {
@@ -184,6 +188,29 @@ async fn isolation(world: &World) -> Result<()> {
     request["isolation"] = json!("shared");
     let outcome = world.provision(&request).await?;
     ensure!(outcome.error == "Conflict" && outcome.cause.contains("another isolation"), "{outcome:?}");
+    Ok(())
+}
+
+async fn full_server(world: &World) -> Result<()> {
+    let registry = world.registry().await?;
+    let slug = world.fresh_slug("full");
+    let kept: i32 =
+        registry.query_one("SELECT capacity FROM database_servers WHERE name = 'registry-schema'", &[]).await?.get(0);
+    let mut seen = Vec::new();
+    for set in ["capacity = 0", "state = 'draining'"] {
+        registry.execute(&format!("UPDATE database_servers SET {set} WHERE isolation = 'schema'"), &[]).await?;
+        let step = ValidateRequest::from_env(&world.env)?;
+        seen.push(step.run("validate-request", &sign_up(&slug, "growth")).await);
+    }
+    let whole = "UPDATE database_servers SET capacity = $1, state = 'open' WHERE name = 'registry-schema'";
+    registry.execute(whole, &[&kept]).await?;
+    match &seen[..] {
+        [Err(StepError::NeedsOperator(full)), Err(StepError::InvalidRequest(closed))]
+            if full.contains("has room") && closed[0].field == "plan" => {}
+        outcomes => anyhow::bail!("{outcomes:?}"),
+    }
+    ensure!(world.record(&slug).await.is_err(), "it was registered");
+    ValidateRequest::from_env(&world.env)?.run("validate-request", &sign_up(&slug, "growth")).await?;
     Ok(())
 }
 

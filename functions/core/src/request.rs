@@ -99,8 +99,12 @@ fn billing(fields: &mut Fields) -> (Option<String>, Option<String>) {
     let method = nested.optional("payment_method", |v| {
         stripe_id(v, "pm_", "must be a Stripe payment method's id, such as pm_1MqLiJL")
     });
+    let (customer, method) = (customer.flatten(), method.flatten());
+    if customer.is_some() && method.is_some() {
+        nested.problem("payment_method", "must be left out where billing.customer is named, whose own is charged");
+    }
     fields.problems.extend(nested.finish());
-    (customer.flatten(), method.flatten())
+    (customer, method)
 }
 
 /// What every step of a machine gets: which tenant, and who is acting.

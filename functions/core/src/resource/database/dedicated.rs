@@ -70,6 +70,9 @@ impl Dedicated {
             // The password that the instance has is known to nobody any more.
             modify = if lost { modify.master_user_password(&master.password) } else { modify };
             modify.send().await.map_err(|error| classify(&format!("mending instance {name}"), &error))?;
+            if lost {
+                return Err(StepError::NotReady(format!("instance {name} is being given another password")));
+            }
         }
         self.ensure_database(tenant, &master).await?;
         let (server, schema) = on();
@@ -340,9 +343,8 @@ impl Dedicated {
 
 /// Where the tenant's database is on an instance that answers; `None` while it does not.
 fn place(tenant: &Tenant, instance: &DbInstance) -> Option<Credentials> {
-    // Changes that do not interrupt, such as a backup, have statuses of their own.
-    const ANSWERING: &[&str] =
-        &["available", "backing-up", "modifying", "storage-optimization", "configuring-enhanced-monitoring"];
+    // A change may be one of the password: what does not interrupt has statuses of its own.
+    const ANSWERING: &[&str] = &["available", "backing-up", "storage-optimization", "configuring-enhanced-monitoring"];
     let status = instance.db_instance_status()?;
     let endpoint = instance.endpoint().filter(|_| ANSWERING.contains(&status))?;
     Some(Credentials {
