@@ -71,7 +71,7 @@ impl Postgres {
             "listen_addresses=127.0.0.1".to_owned(),
             format!("port={port}"),
             "unix_socket_directories=".to_owned(),
-            "max_connections=300".to_owned(),
+            "max_connections=500".to_owned(),
             "ssl=on".to_owned(),
             format!("ssl_cert_file={}", home.join(CERTIFICATE).display()),
             format!("ssl_key_file={}", home.join(KEY).display()),
