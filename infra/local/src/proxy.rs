@@ -185,13 +185,14 @@ pub async fn http(
     Proxy::listen(move |tcp, peer| {
         let (upstream, tap, acceptor) = (upstream.clone(), tap.clone(), acceptor.clone());
         async move {
+            let own = tcp.local_addr()?;
             let stream: Box<dyn Stream> = match acceptor {
                 None => Box::new(tcp),
                 Some(acceptor) => Box::new(acceptor.accept(tcp).await?),
             };
             serve(stream, move |request, kept| {
                 let (upstream, tap) = (upstream.clone(), tap.clone());
-                async move { relay(system, peer, &upstream, &*tap, request, &kept).await }
+                async move { relay(system, (peer, own), &upstream, &*tap, request, &kept).await }
             })
             .await
         }
@@ -238,7 +239,7 @@ pub(crate) fn forwarded(request: Request<Bytes>) -> Request<Full<Bytes>> {
 
 async fn relay(
     system: System,
-    peer: SocketAddr,
+    (peer, own): (SocketAddr, SocketAddr),
     upstream: &Upstream,
     tap: &dyn Tap,
     mut request: Request<Bytes>,
@@ -262,7 +263,7 @@ async fn relay(
         Verdict::Refuse => Ok(Response::builder().status(503).body(Full::default())?),
         Verdict::Hang => hang().await,
         Verdict::Kill => {
-            end_process(peer)?;
+            end_process(peer, own)?;
             anyhow::bail!("its sender is gone")
         }
         Verdict::Pass | Verdict::LoseAnswer => {
@@ -286,24 +287,29 @@ pub(crate) async fn hang() -> Result<Response<Full<Bytes>>> {
     unreachable!("a future that is pending for ever")
 }
 
-/// Kills the process at the other end of a connection on this machine.
+/// Kills the process at the other end of a connection on this machine: the one whose socket goes from `peer` to `own`.
 ///
 /// # Errors
 /// When there is none.
-pub fn end_process(peer: SocketAddr) -> Result<()> {
-    let inode = socket_inode(peer).with_context(|| format!("no socket of this machine is {peer}"))?;
+pub fn end_process(peer: SocketAddr, own: SocketAddr) -> Result<()> {
+    let inode =
+        socket_inode(peer, own).with_context(|| format!("no socket of this machine goes from {peer} to {own}"))?;
     let pid = owner_of(&format!("socket:[{inode}]")).with_context(|| format!("no process has the socket {peer}"))?;
     kill(Pid::from_raw(pid), Signal::SIGKILL).with_context(|| format!("killing process {pid}"))
 }
 
-/// The inode of the socket that has this address as its own (`man 5 proc_net`: columns 2 and 10).
-fn socket_inode(own: SocketAddr) -> Option<u64> {
-    let SocketAddr::V4(own) = own else { return None };
-    let octets = own.ip().octets();
-    let wanted = format!("{:08X}:{:04X}", u32::from_le_bytes(octets), own.port());
+/// The inode of the socket between two addresses (`man 5 proc_net`: columns 2, 3 and 10). Both count: a port may be the local
+/// end of several connections at once, of several processes.
+fn socket_inode(from: SocketAddr, to: SocketAddr) -> Option<u64> {
+    let written = |address: SocketAddr| match address {
+        SocketAddr::V4(v4) => Some(format!("{:08X}:{:04X}", u32::from_le_bytes(v4.ip().octets()), v4.port())),
+        SocketAddr::V6(_) => None,
+    };
+    let (from, to) = (written(from)?, written(to)?);
     let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
     let mut lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    lines.find(|columns| columns.get(1) == Some(&wanted.as_str()))?.get(9)?.parse().ok()
+    let ours = |columns: &Vec<&str>| columns.get(1) == Some(&from.as_str()) && columns.get(2) == Some(&to.as_str());
+    lines.find(ours)?.get(9)?.parse().ok()
 }
 
 fn owner_of(socket: &str) -> Option<i32> {
@@ -322,7 +328,9 @@ mod tests {
     async fn a_socket_leads_to_its_process() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let client = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("connected");
-        let inode = socket_inode(client.local_addr().expect("an address")).expect("a socket of ours");
+        let (from, to) = (client.local_addr().expect("an address"), client.peer_addr().expect("an address"));
+        let inode = socket_inode(from, to).expect("a socket of ours");
+        assert_eq!(socket_inode(from, "127.0.0.1:1".parse().expect("an address")), None);
         assert_eq!(owner_of(&format!("socket:[{inode}]")), i32::try_from(std::process::id()).ok());
     }
 }

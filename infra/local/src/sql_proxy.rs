@@ -66,6 +66,7 @@ async fn relay(
     acceptor: &TlsAcceptor,
     tap: &dyn Tap,
 ) -> Result<()> {
+    let own = client.local_addr()?;
     let mut server = TcpStream::connect(("127.0.0.1", upstream)).await?;
     server.set_nodelay(true)?;
     let (mut code, mut start) = start_up(&mut client).await?;
@@ -119,7 +120,7 @@ async fn relay(
         match verdict {
             Verdict::Refuse => bail!("refused"),
             Verdict::Hang => std::future::pending::<()>().await,
-            Verdict::Kill => return end_process(peer),
+            Verdict::Kill => return end_process(peer, own),
             Verdict::Pass | Verdict::LoseAnswer => {}
         }
         server.write_all(&batch).await?;
