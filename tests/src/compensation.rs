@@ -161,7 +161,7 @@ async fn by_hand(world: &World) -> Result<()> {
 }
 
 /// A tenant that is registered and waits for its payment, and the request that registered it.
-async fn unpaid(world: &World, stem: &str) -> Result<(Value, Tenant)> {
+pub async fn unpaid(world: &World, stem: &str) -> Result<(Value, Tenant)> {
     let slug = world.fresh_slug(stem);
     let mut request = sign_up(&slug, "growth");
     request["paid"] = json!(false);
@@ -169,7 +169,7 @@ async fn unpaid(world: &World, stem: &str) -> Result<(Value, Tenant)> {
     Ok((request, world.record(&slug).await?.tenant))
 }
 
-fn paid(request: &Value) -> Value {
+pub fn paid(request: &Value) -> Value {
     let mut request = request.clone();
     request["paid"] = json!(true);
     request

@@ -7,10 +7,11 @@ use aws_sdk_sfn::types::ExecutionStatus;
 use futures::future::try_join_all;
 use serde_json::json;
 use tenantry_core::resource::Inspection;
-use tenantry_core::tenant::{Status, Tenant};
+use tenantry_core::tenant::Status;
 use tenantry_local::proxy::{System, Verdict};
 use tokio::time::sleep;
 
+use crate::compensation::{paid, unpaid};
 use crate::faults::{Target, marks};
 use crate::machine::sign_up;
 use crate::provisioning::all_are;
@@ -67,16 +68,6 @@ async fn collision(world: &World) -> Result<()> {
     all_are(world, &record.tenant, &Inspection::Present).await
 }
 
-/// A tenant that waits for its payment, and the request that pays.
-async fn unpaid(world: &World, stem: &str) -> Result<(serde_json::Value, Tenant)> {
-    let slug = world.fresh_slug(stem);
-    let mut request = sign_up(&slug, "growth");
-    request["paid"] = json!(false);
-    world.provision(&request).await?.succeeded()?;
-    request["paid"] = json!(true);
-    Ok((request, world.record(&slug).await?.tenant))
-}
-
 fn making_the_namespace() -> Target {
     Target { system: System::Kubernetes, function: "", holds: "POST /api/v1/namespaces?" }
 }
@@ -86,7 +77,7 @@ async fn suspended(world: &World, reason: &str) -> Result<()> {
     // It stands in mid-way for as long as the call hangs.
     let hanging =
         world.faults.inject(making_the_namespace(), marks(tenant.id, tenant.slug.as_str()), Verdict::Hang, 1_000_000);
-    let arn = world.start(&request).await?;
+    let arn = world.start(&paid(&request)).await?;
     let begun = Instant::now();
     while hanging.hits() == 0 {
         ensure!(begun.elapsed() < PATIENCE, "CreateNamespace did not begin");
@@ -117,7 +108,7 @@ async fn resumed(world: &World) -> Result<()> {
     let (request, tenant) = unpaid(world, "resumed").await?;
     let marked = marks(tenant.id, tenant.slug.as_str());
     let hanging = world.faults.inject(making_the_namespace(), marked.clone(), Verdict::Hang, 1);
-    world.start(&request).await?;
+    world.start(&paid(&request)).await?;
     let begun = Instant::now();
     while hanging.hits() == 0 {
         ensure!(begun.elapsed() < PATIENCE, "CreateNamespace did not begin");

@@ -5,8 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result};
 use aws_config::SdkConfig;
 use tenantry_core::environment::Environment;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
-use tokio::net::{TcpListener, TcpStream};
+use tenantry_local::proxy::{self, Call, Proxy, System, Tap, Upstream, Verdict};
 
 use crate::world::World;
 
@@ -14,33 +13,46 @@ use crate::world::World;
 pub struct Recorder {
     /// The world's settings with the proxy as the AWS endpoint.
     pub env: Environment,
-    calls: Arc<Mutex<Vec<String>>>,
+    calls: Arc<Calls>,
+    _proxy: Proxy,
 }
 
+/// What was called, in order.
+#[derive(Default)]
+struct Calls(Mutex<Vec<String>>);
+
 impl Recorder {
-    /// Listens on a free port until the test's runtime ends.
+    /// Listens on a free port until it is dropped.
     pub async fn start(world: &World) -> Result<Self> {
         let endpoint = world.env.aws.endpoint_url().context("the stack's AWS endpoint is not set")?;
-        let endpoint = endpoint.trim_start_matches("http://").trim_end_matches('/').to_owned();
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let authority = endpoint.trim_start_matches("http://").trim_end_matches('/').to_owned();
+        let calls = Arc::<Calls>::default();
+        let proxy = proxy::http(System::Aws, Upstream { authority, tls: None }, None, calls.clone()).await?;
         let mut env = world.env.clone();
-        env.aws = through(&env.aws, format!("http://{}", listener.local_addr()?));
-        let calls = Arc::<Mutex<Vec<String>>>::default();
-        let record = calls.clone();
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(pass(client, endpoint.clone(), record.clone()));
-            }
-        });
-        Ok(Recorder { env, calls })
+        env.aws = through(&env.aws, format!("http://{}", proxy.address()));
+        Ok(Recorder { env, calls, _proxy: proxy })
     }
 
     /// The calls since the last question that may have changed something, by name: an S3 or Route 53 request line, or the
     /// operation of a service that names it.
     pub fn mutations(&self) -> Vec<String> {
-        let calls = std::mem::take(&mut *self.calls.lock().unwrap_or_else(PoisonError::into_inner));
+        let calls = std::mem::take(&mut *self.calls.0.lock().unwrap_or_else(PoisonError::into_inner));
         assert!(!calls.is_empty(), "nothing went through the recorder");
         calls.into_iter().filter(|call| !reads(call)).collect()
+    }
+}
+
+impl Tap for Calls {
+    fn judge(&self, call: &Call) -> Verdict {
+        let target = call.headers.get("x-amz-target").and_then(|target| target.to_str().ok()?.split('.').nth(1));
+        let action = url::form_urlencoded::parse(&call.body).find(|(name, _)| name == "Action");
+        let name = match (target, action) {
+            (Some(operation), _) => operation.to_owned(),
+            (None, Some((_, action))) => action.into_owned(),
+            (None, None) => format!("{} {}", call.method, call.target),
+        };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(name);
+        Verdict::Pass
     }
 }
 
@@ -64,38 +76,4 @@ fn through(aws: &SdkConfig, endpoint: String) -> SdkConfig {
 
 fn reads(call: &str) -> bool {
     ["GET ", "HEAD ", "Get", "List", "Query", "Describe", "BatchGet"].iter().any(|prefix| call.starts_with(prefix))
-}
-
-async fn pass(mut client: TcpStream, endpoint: String, calls: Arc<Mutex<Vec<String>>>) -> std::io::Result<()> {
-    let mut server = TcpStream::connect(endpoint).await?;
-    let (mut from_client, mut to_client) = client.split();
-    let (mut from_server, mut to_server) = server.split();
-    let requests = async {
-        let mut buffer = vec![0; 65536];
-        loop {
-            let length = from_client.read(&mut buffer).await?;
-            if length == 0 {
-                return to_server.shutdown().await;
-            }
-            note(&String::from_utf8_lossy(&buffer[..length]), &calls);
-            to_server.write_all(&buffer[..length]).await?;
-        }
-    };
-    futures::future::try_join(requests, copy(&mut from_server, &mut to_client)).await.map(drop)
-}
-
-/// A client sends one request at a time on a connection, so a request's first line begins what was read; the query
-/// protocol's operation is in the body, which may come in a read of its own.
-fn note(text: &str, calls: &Mutex<Vec<String>>) {
-    let mut calls = calls.lock().unwrap_or_else(PoisonError::into_inner);
-    let line = text.lines().next().unwrap_or_default();
-    let target = text.lines().find_map(|line| line.strip_prefix("x-amz-target: "));
-    if let Some(operation) = target.and_then(|target| target.split('.').nth(1)) {
-        calls.push(operation.trim().to_owned());
-    } else if let Some(request) = line.strip_suffix(" HTTP/1.1").filter(|request| *request != "POST /") {
-        calls.push(request.to_owned());
-    }
-    if let Some(action) = text.split("Action=").nth(1) {
-        calls.push(action.split('&').next().unwrap_or_default().to_owned());
-    }
 }

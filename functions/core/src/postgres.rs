@@ -25,7 +25,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// What a database secret holds, in the form that RDS writes.
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 pub struct Credentials {
     /// Host name or address of the server.
     pub host: String,

@@ -20,6 +20,7 @@ use tokio_postgres::NoTls;
 
 use crate::emulator;
 use crate::events::Subscription;
+use crate::inventory::connect;
 use crate::stack::Stack;
 
 /// Where to look.
@@ -288,10 +289,4 @@ impl Witness {
             event.as_object().into_iter().flatten().filter(|(_, value)| !value.is_object()).collect();
         Ok(format!("tenant.provisioned {}", serde_json::to_string(&shown)?))
     }
-}
-
-async fn connect(url: &str) -> Result<tokio_postgres::Client> {
-    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
-    tokio::spawn(connection);
-    Ok(client)
 }

@@ -227,7 +227,7 @@ pub async fn cluster_as(kubeconfig: &str) -> Result<kube::Client> {
     Ok(kube::Client::try_from(config)?)
 }
 
-async fn connect(url: &str) -> Result<tokio_postgres::Client> {
+pub(crate) async fn connect(url: &str) -> Result<tokio_postgres::Client> {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
     tokio::spawn(connection);
     Ok(client)

@@ -9,11 +9,10 @@ use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::Api;
 use kube::api::PostParams;
 use serde_json::{Value, json};
-use tokio_postgres::NoTls;
 
 use super::{evidence, follow, summary};
 use crate::evidence::Witness;
-use crate::inventory::{Inventory, cluster_as};
+use crate::inventory::{Inventory, cluster_as, connect};
 use crate::progress::Progress;
 use crate::stack::Stack;
 
@@ -51,8 +50,7 @@ pub(super) async fn show(stack: &Stack, root: &Path, progress: &Progress) -> Res
     progress.say(&summary(&outcome));
     ensure!(outcome.status == ExecutionStatus::Failed, "the onboarding did not fail: {}", outcome.status);
 
-    let (client, connection) = tokio_postgres::connect(&export("REGISTRY_DATABASE_URL")?, NoTls).await?;
-    tokio::spawn(connection);
+    let client = connect(&export("REGISTRY_DATABASE_URL")?).await?;
     let sql = "SELECT id::text, status::text, failed_step, failed_error, failed_message, needs_operator FROM tenants
                WHERE slug = $1";
     let row = client.query_one(sql, &[&slug]).await?;

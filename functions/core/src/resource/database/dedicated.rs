@@ -1,7 +1,7 @@
 //! A tenant with a database server of its own: an RDS instance, on it a database, and in that the schema and the login role
 //! that a tenant on a shared server has too, so that the product connects in one way to both.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use aws_sdk_rds::Client;
@@ -31,6 +31,7 @@ pub(super) struct Dedicated {
     pub(super) rds: Client,
     /// The master's login.
     pub(super) master: LoginSecret,
+    pub(super) ca_bundle: Option<PathBuf>,
 }
 
 /// What RDS has under the instance's name.
@@ -59,8 +60,7 @@ impl Dedicated {
             Found::Absent => return Err(StepError::NotReady(format!("instance {name} is not to be seen yet"))),
         };
         let Some(place) = place(tenant, &instance) else {
-            let status = instance.db_instance_status().unwrap_or("without a status");
-            return Err(StepError::NotReady(format!("instance {name} is {status}")));
+            return Err(StepError::NotReady(format!("instance {name} is {}", status(&instance))));
         };
         let lost = !matches!(self.master.find(tenant).await?, secret::Found::Ours(Some(_)));
         let master = self.master.ensure(tenant, &place).await?;
@@ -132,9 +132,7 @@ impl Dedicated {
 
     /// The database, closed to everyone who is not let in by name. The instance is the tenant's, and with it all that is on it.
     async fn ensure_database(&self, tenant: &Tenant, master: &Credentials) -> Result<(), StepError> {
-        let client =
-            postgres::connect(&Credentials { dbname: MAINTENANCE.to_owned(), ..copy(master) }, self.ca().as_deref())
-                .await?;
+        let client = self.maintenance(master).await?;
         let name = quote_identifier(&tenant.schema());
         let sql = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)";
         if !client.query_one(sql, &[&tenant.schema()]).await?.try_get::<_, bool>(0)? {
@@ -172,9 +170,9 @@ impl Dedicated {
             let deleting = instance.db_instance_status() == Some("deleting");
             if !deleting && instance.deletion_protection() == Some(true) {
                 if place.is_none() {
-                    let status = instance.db_instance_status().unwrap_or("without a status");
                     return Err(StepError::NotReady(format!(
-                        "instance {name} is {status}: its protection cannot be lifted"
+                        "instance {name} is {}: its protection cannot be lifted",
+                        status(&instance)
                     )));
                 }
                 let lift = self.rds.modify_db_instance().db_instance_identifier(name).deletion_protection(false);
@@ -212,9 +210,7 @@ impl Dedicated {
         master: &Credentials,
         on: impl FnOnce() -> (Arc<Database>, OwnSchema),
     ) -> Result<(), StepError> {
-        let client =
-            postgres::connect(&Credentials { dbname: MAINTENANCE.to_owned(), ..copy(master) }, self.ca().as_deref())
-                .await?;
+        let client = self.maintenance(master).await?;
         let name = quote_identifier(&tenant.schema());
         let sql = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1),
                           EXISTS (SELECT FROM pg_roles WHERE rolname = $2)";
@@ -281,7 +277,7 @@ impl Dedicated {
             drift.push("instance is not encrypted".to_owned());
         }
         let Some(place) = place(tenant, &instance) else {
-            drift.push(format!("instance is {}", instance.db_instance_status().unwrap_or("without a status")));
+            drift.push(format!("instance is {}", status(&instance)));
             return Ok(Inspection::Drifted(drift));
         };
         match self.master.find(tenant).await? {
@@ -299,9 +295,7 @@ impl Dedicated {
         master: &Credentials,
         on: impl FnOnce() -> (Arc<Database>, OwnSchema),
     ) -> Result<Vec<String>, StepError> {
-        let client =
-            postgres::connect(&Credentials { dbname: MAINTENANCE.to_owned(), ..copy(master) }, self.ca().as_deref())
-                .await?;
+        let client = self.maintenance(master).await?;
         let sql = "SELECT has_database_privilege('public', datname, 'CONNECT') FROM pg_database WHERE datname = $1";
         let Some(row) = client.query_opt(sql, &[&tenant.schema()]).await? else {
             return Ok(vec!["database is missing".to_owned()]);
@@ -336,9 +330,15 @@ impl Dedicated {
         })
     }
 
-    fn ca(&self) -> Option<std::path::PathBuf> {
-        self.env.optional("POSTGRES_CA_BUNDLE").map(|path| Path::new(&path).to_owned())
+    /// A connection as the master to the database that every server has.
+    async fn maintenance(&self, master: &Credentials) -> Result<tokio_postgres::Client, StepError> {
+        let login = Credentials { dbname: MAINTENANCE.to_owned(), ..master.clone() };
+        postgres::connect(&login, self.ca_bundle.as_deref()).await
     }
+}
+
+fn status(instance: &DbInstance) -> &str {
+    instance.db_instance_status().unwrap_or("without a status")
 }
 
 /// Where the tenant's database is on an instance that answers; `None` while it does not.
@@ -354,14 +354,4 @@ fn place(tenant: &Tenant, instance: &DbInstance) -> Option<Credentials> {
         username: MASTER.to_owned(),
         password: String::new(),
     })
-}
-
-fn copy(of: &Credentials) -> Credentials {
-    Credentials {
-        host: of.host.clone(),
-        port: of.port,
-        dbname: of.dbname.clone(),
-        username: of.username.clone(),
-        password: of.password.clone(),
-    }
 }

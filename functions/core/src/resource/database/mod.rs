@@ -78,8 +78,11 @@ impl TenantDatabase {
     }
 
     fn own_schema(&self, server: Arc<Database>) -> schema::OwnSchema {
-        let ca_bundle = self.env.optional("POSTGRES_CA_BUNDLE").map(PathBuf::from);
-        schema::OwnSchema { server, secret: self.secret(secret::Whose::Role), ca_bundle }
+        schema::OwnSchema { server, secret: self.secret(secret::Whose::Role), ca_bundle: self.ca_bundle() }
+    }
+
+    fn ca_bundle(&self) -> Option<PathBuf> {
+        self.env.optional("POSTGRES_CA_BUNDLE").map(PathBuf::from)
     }
 
     fn secret(&self, whose: secret::Whose) -> secret::LoginSecret {
@@ -91,6 +94,7 @@ impl TenantDatabase {
             env: self.env.clone(),
             rds: aws_sdk_rds::Client::new(&self.env.aws),
             master: self.secret(secret::Whose::Master),
+            ca_bundle: self.ca_bundle(),
         }
     }
 
