@@ -9,8 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use tenantry_core::dns_check::DnsCheck;
+use tenantry_core::mail::Mail;
 use tenantry_core::migrations::custom_resource::ApplyMigrations;
 use tenantry_core::postgres::Database;
+use tenantry_core::registry::contacts::Contact;
+use tenantry_core::registry::usage::{Level, Metered, Notice};
 use tenantry_core::resource::Resource;
 use tenantry_core::resource::billing::Billing;
 use tenantry_core::resource::bucket::Bucket;
@@ -29,6 +32,7 @@ use tenantry_core::steps::recovery::{RecoverExecution, SweepTenants};
 use tenantry_core::steps::signup::ValidateRequest;
 use tenantry_core::steps::welcome::WelcomeEmail;
 use tenantry_core::tenant::{Plan, Status, Tenant};
+use time::OffsetDateTime;
 use tokio::time::sleep;
 use tracing::field::{Field, Visit};
 use tracing::instrument::WithSubscriber;
@@ -172,6 +176,17 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     let (welcome, registry_database) = (WelcomeEmail::from_env(env)?, Database::registry(env)?);
     let welcome = async { Ok(welcome.act(tenant, &registry_database).await?) };
     seen.insert("SendWelcomeEmailFunction", Box::pin(calls(welcome)).await?);
+    let notice = Notice {
+        tenant: tenant.id,
+        resource: Metered::ApiCalls,
+        level: Level::Warning,
+        used: 80,
+        quota: 100,
+        cycle_start: OffsetDateTime::now_utc(),
+    };
+    let (mail, owner) = (Mail::from_env(env)?, Contact { name: "Ada".into(), email: "ada@acme.example".into() });
+    let told = async { Ok(mail.send_quota_notice(tenant, &owner, &notice).await?) };
+    seen.insert("ReconcileGateFunction", calls(told).await?);
     let event = "INSERT INTO outbox (id, tenant_id, version, type, occurred_at, detail)
                  VALUES (gen_random_uuid(), $1, 1000, 'tenant.test', now(), '{}')";
     registry.execute(event, &[&tenant.id.0]).await?;

@@ -77,10 +77,20 @@ pub fn sign_up(slug: &str, plan: &str) -> Value {
 impl World {
     /// Starts provision-tenant and returns the execution's ARN.
     pub async fn start(&self, input: &Value) -> Result<String> {
+        self.start_machine("ProvisionTenantMachine", input).await
+    }
+
+    /// Starts the machine that an output of the template names, and waits for its end.
+    pub async fn run_machine(&self, output: &str, input: &Value) -> Result<Outcome> {
+        let arn = self.start_machine(output, input).await?;
+        self.finish(&arn).await
+    }
+
+    async fn start_machine(&self, output: &str, input: &Value) -> Result<String> {
         let started = self
             .machines()
             .start_execution()
-            .state_machine_arn(self.env.required("PROVISION_MACHINE_ARN")?)
+            .state_machine_arn(self.outputs.get(output).with_context(|| format!("no output {output}"))?)
             .name(format!("test-{}", Uuid::new_v4()))
             .input(input.to_string())
             .send()

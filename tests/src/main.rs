@@ -13,6 +13,7 @@ mod database;
 mod dns;
 mod explain;
 mod faults;
+mod gate;
 mod identity;
 mod invites;
 mod logs;
@@ -27,10 +28,12 @@ mod recorder;
 mod registry;
 mod rls;
 mod snapshot;
+mod suspension;
 mod sweep;
 mod tenant_config;
 mod tenants;
 mod triggers;
+mod usage;
 mod wire;
 mod world;
 
@@ -76,6 +79,9 @@ const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("races", races::CASES),
     ("explain", explain::CASES),
     ("triggers", triggers::CASES),
+    ("suspension", suspension::CASES),
+    ("gate", gate::CASES),
+    ("usage", usage::CASES),
     ("logs", logs::CASES),
     ("matrix", matrix::CASES),
 ];

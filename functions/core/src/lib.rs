@@ -9,6 +9,7 @@ pub mod dns_check;
 pub mod eks_token;
 pub mod environment;
 pub mod error;
+pub mod gate;
 pub mod invite;
 pub mod kubernetes;
 pub mod mail;

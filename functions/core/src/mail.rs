@@ -10,6 +10,7 @@ use crate::aws::classify_without_message;
 use crate::environment::Environment;
 use crate::error::StepError;
 use crate::registry::contacts::Contact;
+use crate::registry::usage::{Level, Notice};
 use crate::tenant::Tenant;
 
 /// Writes mail in the name of the stack's sender.
@@ -54,6 +55,19 @@ impl Mail {
         link: Option<&Link>,
     ) -> Result<Value, StepError> {
         self.send(tenant, owner, welcome(tenant, owner, host, link)?).await
+    }
+
+    /// Tells the owner that a quota is nearly or wholly used up.
+    ///
+    /// # Errors
+    /// As [`Mail::send_welcome`].
+    pub async fn send_quota_notice(
+        &self,
+        tenant: &Tenant,
+        owner: &Contact,
+        notice: &Notice,
+    ) -> Result<Value, StepError> {
+        self.send(tenant, owner, quota_notice(tenant, owner, notice)).await
     }
 
     async fn send(&self, tenant: &Tenant, to: &Contact, letter: Letter) -> Result<Value, StepError> {
@@ -108,6 +122,32 @@ fn welcome(tenant: &Tenant, owner: &Contact, host: &str, link: Option<&Link>) ->
             plan = tenant.plan
         ),
     })
+}
+
+fn quota_notice(tenant: &Tenant, owner: &Contact, notice: &Notice) -> Letter {
+    let (slug, plan) = (&tenant.slug, tenant.plan);
+    let Notice { resource, used, quota, .. } = notice;
+    let what = resource.words();
+    let (subject, meaning) = match notice.level {
+        Level::Warning => (
+            format!("{slug} has used 80 % of its {what}"),
+            format!("When all {quota} are used, {} until the next billing cycle.", resource.consequence()),
+        ),
+        Level::Exceeded => (
+            format!("{slug} has used up its {what}"),
+            format!("From now on {} until the next billing cycle.", resource.consequence()),
+        ),
+    };
+    let fact = format!("{slug} has used {used} of the {quota} {what} that its plan, {plan}, grants.");
+    let advice = "A larger plan grants more, at once.";
+    Letter {
+        subject,
+        text: format!("Hello {},\n\n{fact} {meaning} {advice}\n", owner.name),
+        html: format!(
+            "<!DOCTYPE html>\n<html lang=\"en\"><body>\n<p>Hello {},</p>\n<p>{fact} {meaning} {advice}</p>\n</body></html>\n",
+            escaped(&owner.name)
+        ),
+    }
 }
 
 /// A text inside HTML. Slugs, plans and hosts need none of this: they are DNS labels.

@@ -11,7 +11,7 @@ use crate::registry::Selector;
 use crate::registry::contacts::Contact;
 use crate::registry::fence::{Actor, Failure};
 use crate::registry::payments::PaidFor;
-use crate::tenant::{InvalidName, Isolation, Plan, Region, Slug, TenantId};
+use crate::tenant::{InvalidName, Isolation, Plan, Reason, Region, Slug, TenantId};
 
 /// The longest owner's name, in characters.
 const MAX_NAME_CHARS: usize = 200;
@@ -118,6 +118,49 @@ pub struct StepCall {
     pub compensate: bool,
     /// What the machine caught, for the steps that handle failures.
     pub failure: Option<Failure>,
+}
+
+/// A request to suspend a tenant, or to lift a suspension: what the machines are started with, and who carries it out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SuspensionCall {
+    /// The tenant.
+    pub tenant: Selector,
+    /// For which reason.
+    pub reason: Reason,
+    /// Who wants it: named by the request, or else the execution.
+    pub actor: String,
+}
+
+impl SuspensionCall {
+    /// Reads `{"request": {"tenant_id" or "slug", "reason", "actor"}, "execution"}`; by hand, all in one object.
+    ///
+    /// # Errors
+    /// `InvalidRequest` with every problem.
+    pub fn parse(document: &Value) -> Result<Self, StepError> {
+        let mut outer = Fields::of("", document)?;
+        let execution = outer.required("execution", name::<Actor>);
+        let mut request = match outer.left.remove("request") {
+            Some(request) => Fields::of("request", &request)?,
+            None => Fields { path: "", left: std::mem::take(&mut outer.left), problems: Vec::new() },
+        };
+        let tenant = selector(&mut request);
+        let reason = request.required("reason", name::<Reason>);
+        let actor = request.optional("actor", |value| {
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
+            let text = value.as_str().filter(|text| (1..=64).contains(&text.len()) && text.bytes().all(plain));
+            text.map(str::to_owned).ok_or(
+                "must be 1 to 64 letters, digits, dots, colons, hyphens or underscores: no address, no free text",
+            )
+        });
+        let mut problems = outer.finish();
+        problems.extend(request.finish());
+        match (tenant, reason, actor, execution) {
+            (Some(tenant), Some(reason), Some(actor), Some(execution)) if problems.is_empty() => {
+                Ok(SuspensionCall { tenant, reason, actor: actor.unwrap_or_else(|| execution.to_string()) })
+            }
+            _ => Err(StepError::InvalidRequest(problems)),
+        }
+    }
 }
 
 /// Reads which tenant somebody asks about. Who asks is accepted, as every step's input names it, and not needed.

@@ -280,6 +280,20 @@ named! {
     } or "must be one of pending, provisioning, active, suspended, deprovisioned"
 }
 
+named! {
+    /// Why a tenant is suspended. It may be so for several reasons at once; it is in service when none is left.
+    Reason {
+        /// The bill was not paid. Paying it lifts this reason, and no other.
+        PaymentFailure = "payment_failure",
+        /// The tenant broke the product's rules.
+        PolicyViolation = "policy_violation",
+        /// The tenant is leaving.
+        Offboarding = "offboarding",
+        /// An operator wants it.
+        Admin = "admin",
+    } or "must be one of payment_failure, policy_violation, offboarding, admin"
+}
+
 /// What a plan grants, as the registry's `plan_quotas` row has it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlanQuotas {

@@ -24,7 +24,14 @@ impl Redis {
     /// # Errors
     /// When it does not come up.
     pub async fn start(tools: &Tools, directory: &Path, logs: &Path) -> Result<Self> {
-        let port = free_port()?;
+        Self::start_at(free_port()?, tools, directory, logs).await
+    }
+
+    /// Starts a server at a port that is free, such as that of one that has ended, and waits until it takes connections.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn start_at(port: u16, tools: &Tools, directory: &Path, logs: &Path) -> Result<Self> {
         let port_text = port.to_string();
         let args = ["--bind", "127.0.0.1", "--port", &port_text, "--save", "", "--appendonly", "no"];
         let process = Program {
@@ -53,6 +60,11 @@ impl Redis {
     /// As said.
     pub fn check(&mut self) -> Result<()> {
         self.process.check()
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Where clients find it.

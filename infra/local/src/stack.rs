@@ -168,6 +168,7 @@ impl Stack {
             Some(proxy) => format!("http://{}", proxy.address()),
             None => self.systems.stripe.url(),
         };
+        let redis = self.systems.redis.url();
         let (dns, deployment) = (self.systems.dns.address(), Uuid::new_v4().to_string());
         let parameters = [
             ("Stage", "local"),
@@ -178,6 +179,7 @@ impl Stack {
             ("AppDatabaseSecret", APP_DATABASE_SECRET),
             ("PostgresCaBundle", &ca_bundle),
             ("Kubeconfig", &kubeconfig),
+            ("RedisUrl", &redis),
             ("EksCluster", EKS_CLUSTER),
             ("DedicatedPort", &dedicated_port),
             ("StripeSecret", STRIPE_SECRET),

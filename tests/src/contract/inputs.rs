@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use tenantry_core::error::StepError;
 use tenantry_core::registry::fence::Actor;
-use tenantry_core::request::{Payment, SignUp, StepCall};
-use tenantry_core::tenant::{Isolation, Plan, Region};
+use tenantry_core::request::{Payment, SignUp, StepCall, SuspensionCall};
+use tenantry_core::tenant::{Isolation, Plan, Reason, Region};
 
 use super::template::{each, taken, target};
 use super::{Contract, Rule, kebab, remove};
@@ -15,6 +15,8 @@ use super::{Contract, Rule, kebab, remove};
 const REGION: &str = "us-east-1";
 /// The sign-up's name in `events/`, which is its machine's; the steps' inputs go on from it.
 const SIGN_UP: &str = "provision-tenant";
+/// The inputs of the machines that act on a tenant in service; the steps have the same.
+const SUSPENSIONS: &[&str] = &["suspend-tenant", "reactivate-tenant"];
 const REQUESTED: &str = "tenant.requested";
 const PAID: &str = "payment.confirmed";
 
@@ -37,7 +39,7 @@ fn sign_ups(contract: &Contract) -> Vec<(&str, Value)> {
     let direct = contract
         .inputs
         .iter()
-        .filter(|(_, input)| input.is_object())
+        .filter(|(name, input)| input.is_object() && !SUSPENSIONS.contains(&name.as_str()))
         .map(|(name, input)| (name.as_str(), input.clone()));
     let sent = entries(contract)
         .filter(|(_, entry, _)| entry["DetailType"] == REQUESTED)
@@ -56,7 +58,11 @@ fn accepted(step: &str, input: &Value, slug: &Value) -> Result<(), String> {
             input["detail"]["executionArn"].is_string() && input["detail"]["status"].is_string(),
             "must be a Step Functions Execution Status Change",
         ),
-        "sweep-tenants" => holds(*input == json!({}), "must be {}, as the schedule sends it"),
+        step if SUSPENSIONS.contains(&step) => {
+            SuspensionCall::parse(input).map_err(refused)?;
+            holds(input["request"]["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
+        }
+        "sweep-tenants" | "reconcile-gate" => holds(*input == json!({}), "must be {}, as the schedule sends it"),
         "accept-invite" => holds(
             input["requestContext"]["http"]["method"] == "GET" && input["queryStringParameters"]["token"].is_string(),
             "must be a function URL's request that only looks",
@@ -137,6 +143,10 @@ pub(super) const WORKFLOWS_HAVE_INPUTS: Rule = Rule {
                 }
             }
         }
+        for name in SUSPENSIONS {
+            let call = json!({"request": contract.inputs[*name], "execution": "manual:you"});
+            broken.extend(SuspensionCall::parse(&call).err().map(|error| format!("events/{name}.json: {error}")));
+        }
         for (name, entry, detail) in entries(contract) {
             if entry["DetailType"] == PAID {
                 let waiting = sign_ups(contract)
@@ -156,6 +166,9 @@ pub(super) const WORKFLOWS_HAVE_INPUTS: Rule = Rule {
     },
     breaches: &[
         ("a machine without an input", |contract| drop(contract.inputs.remove("provision-tenant"))),
+        ("a suspension for no reason", |contract| {
+            remove(contract.inputs.get_mut("suspend-tenant").expect("the input"), "reason");
+        }),
         ("a sign-up that is refused", |contract| {
             contract.inputs.get_mut("provision-tenant").expect("the input")["owner"]["email"] = json!("ada");
         }),
@@ -208,44 +221,52 @@ fn matches(contract: &Contract, rule: &Value, entry: &Value) -> bool {
 
 /// Events as the outbox writes them, one for each plan and isolation.
 fn sent(event_type: &str) -> Vec<Value> {
-    let mut sent = Vec::new();
-    let failed = |step: Value, clean: bool| {
-        json!({
+    let event = |particular: Value| {
+        let mut event = json!({
             "event_id": "5d0f9a5c-9c3e-4d52-8f0a-5b1f6c1d2e04",
             "schema_version": 1,
             "version": 2,
             "occurred_at": "2026-11-24T08:00:00.123456Z",
             "tenant_id": "5d0f9a5c-9c3e-4d52-8f0a-5b1f6c1d2e05",
             "slug": "acme",
-            "plan": "growth",
             "region": REGION,
-            "failed_step": step,
-            "error": "States.Timeout",
-            "clean": clean,
-        })
+        });
+        let fields = event.as_object_mut().expect("an object");
+        fields.extend(particular.as_object().cloned().unwrap_or_default());
+        event
     };
-    if event_type == "tenant.provisioning_failed" {
-        return vec![failed(json!("create-bucket"), true), failed(Value::Null, false)];
+    let plans = || Plan::ALL.iter().copied();
+    match event_type {
+        "tenant.provisioned" => plans()
+            .flat_map(|plan| Isolation::ALL.iter().map(move |isolation| (plan, isolation)))
+            .map(|(plan, isolation)| {
+                event(json!({"plan": plan, "isolation": isolation, "host": "acme.app.example.com"}))
+            })
+            .collect(),
+        "tenant.provisioning_failed" => [(json!("create-bucket"), true), (Value::Null, false)]
+            .into_iter()
+            .map(|(step, clean)| {
+                event(json!({"plan": "growth", "failed_step": step, "error": "States.Timeout", "clean": clean}))
+            })
+            .collect(),
+        "tenant.suspended" | "tenant.reactivated" => plans()
+            .flat_map(|plan| Reason::ALL.iter().map(move |reason| (plan, reason)))
+            .map(|(plan, reason)| event(json!({"plan": plan, "reason": reason})))
+            .collect(),
+        "tenant.quota_warning" | "tenant.quota_exceeded" => plans()
+            .map(|plan| {
+                event(json!({
+                    "plan": plan,
+                    "resource": "api_calls",
+                    "used": 80,
+                    "quota": 100,
+                    "cycle_start": "2026-11-24T08:00:00Z",
+                    "cycle_end": "2026-12-24T08:00:00Z",
+                }))
+            })
+            .collect(),
+        _ => Vec::new(),
     }
-    for (plan, isolation) in
-        Plan::ALL.iter().flat_map(|plan| Isolation::ALL.iter().map(move |isolation| (plan, isolation)))
-    {
-        if event_type == "tenant.provisioned" {
-            sent.push(json!({
-                "event_id": "5d0f9a5c-9c3e-4d52-8f0a-5b1f6c1d2e04",
-                "schema_version": 1,
-                "version": 1,
-                "occurred_at": "2026-11-24T08:00:00.123456Z",
-                "tenant_id": "5d0f9a5c-9c3e-4d52-8f0a-5b1f6c1d2e05",
-                "slug": "acme",
-                "plan": plan,
-                "isolation": isolation,
-                "region": REGION,
-                "host": "acme.app.example.com",
-            }));
-        }
-    }
-    sent
 }
 
 pub(super) const SCHEMAS_ARE_STRICT: Rule = Rule {

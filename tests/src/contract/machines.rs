@@ -202,6 +202,8 @@ pub(super) const PAYLOADS_ARE_SMALL: Rule = Rule {
                     "error.$" => "$.error",
                     // What is not registered yet has no id.
                     "request.$" if matches!(name, "ValidateRequest" | "RegisterTenant") => "$",
+                    // Which tenant, for which reason, and who wants it.
+                    "request.$" if matches!(name, "SuspendTenant" | "ReactivateTenant") => "$",
                     "payment.$" if name == "ConfirmPayment" => "$",
                     _ => "nothing",
                 };

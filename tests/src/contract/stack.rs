@@ -66,7 +66,7 @@ pub(super) const ONE_FUNCTION_A_BINARY: Rule = Rule {
         broken
     },
     breaches: &[
-        ("a binary that is not deployed", |contract| _ = contract.binaries.insert("suspend-tenant".to_owned())),
+        ("a binary that is not deployed", |contract| _ = contract.binaries.insert("archive-tenant".to_owned())),
         ("a function that nothing calls", |contract| remove(&mut contract.template["Resources"], "Migrations")),
         ("a function with another's code", |contract| {
             contract.properties("CreateBucketFunction")["CodeUri"] = json!("../target/lambda/create-namespace/");
@@ -127,7 +127,7 @@ pub(super) const MACHINES_ARE_KEPT: Rule = Rule {
         ("a machine without traces", |contract| remove(contract.properties("ProvisionTenantMachine"), "Tracing")),
         ("a machine that is not deployed", |contract| {
             let definition = contract.machines["provision-tenant"].clone();
-            contract.machines.insert("suspend-tenant".to_owned(), definition);
+            contract.machines.insert("archive-tenant".to_owned(), definition);
         }),
     ],
 };

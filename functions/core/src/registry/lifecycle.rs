@@ -4,12 +4,12 @@ use serde_json::json;
 use tokio_postgres::Client;
 
 use super::fence::{Actor, check};
-use super::{audit, outbox, read_for_update};
+use super::{audit, outbox, read_for_update, suspensions};
 use crate::error::StepError;
 use crate::tenant::{Status, TenantId};
 
 /// Brings a tenant into service: `provisioning` to `active`, with `tenant.provisioned` in the outbox; straight on to
-/// `suspended` where a suspension was recorded meanwhile. Again is a no-op. Returns the status reached.
+/// `suspended`, with `tenant.suspended`, where a suspension was recorded meanwhile. Again is a no-op. Returns the status reached.
 ///
 /// # Errors
 /// `Superseded` when the execution does not hold the tenant.
@@ -42,13 +42,7 @@ pub async fn activate(
         "host": record.tenant.host(base_domain),
     });
     outbox::enqueue(&transaction, tenant, "tenant.provisioned", detail).await?;
-    let suspended = transaction
-        .execute(
-            "UPDATE tenants SET status = 'suspended'
-             WHERE id = $1 AND EXISTS (SELECT FROM suspensions WHERE tenant_id = $1)",
-            &[&tenant.0],
-        )
-        .await?;
+    let suspended = suspensions::apply_recorded(&transaction, &record).await?;
     transaction.commit().await?;
-    Ok(if suspended == 1 { Status::Suspended } else { Status::Active })
+    Ok(if suspended { Status::Suspended } else { Status::Active })
 }

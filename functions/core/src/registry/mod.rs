@@ -14,6 +14,8 @@ pub mod payments;
 pub mod placement;
 pub mod retries;
 pub mod signup;
+pub mod suspensions;
+pub mod usage;
 
 use serde_json::{Map, Value};
 use tokio_postgres::{GenericClient, Row};

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::provisioning::by_hand;
 use crate::environment::Environment;
 use crate::error::StepError;
+use crate::gate::Projector;
 use crate::postgres::Database;
 use crate::registry::fence::{Actor, check};
 use crate::registry::{self, lifecycle};
@@ -17,6 +18,7 @@ use crate::tenant::Status;
 /// Brings the tenant into service.
 pub struct ActivateTenant {
     registry: Database,
+    gate: Projector,
     base_domain: String,
 }
 
@@ -31,7 +33,11 @@ impl ActivateTenant {
     /// # Errors
     /// `Misconfigured` when a setting is missing.
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
-        Ok(ActivateTenant { registry: Database::registry(env)?, base_domain: env.required("BASE_DOMAIN")? })
+        Ok(ActivateTenant {
+            registry: Database::registry(env)?,
+            gate: Projector::from_env(env)?,
+            base_domain: env.required("BASE_DOMAIN")?,
+        })
     }
 }
 
@@ -58,6 +64,11 @@ impl Step for ActivateTenant {
             return by_hand(&record, IN_SERVICE, json!({ "status": record.tenant.status }));
         };
         let status = lifecycle::activate(&mut client, record.tenant.id, execution, &self.base_domain).await?;
+        // A gate that was asked for the host too early remembers it. Where Redis is down, the gate asks the registry, and
+        // ReconcileGate repairs: the tenant need not wait for that.
+        if let Err(error) = self.gate.project(&client, &record.tenant).await {
+            tracing::warn!(error = error.name(), %error, "the gate could not be told yet");
+        }
         Ok(json!({ "status": status }))
     }
 }

@@ -7,6 +7,8 @@ pub mod dns;
 pub mod explain;
 pub mod provisioning;
 pub mod publish;
+pub mod reconcile;
 pub mod recovery;
 pub mod signup;
+pub mod suspension;
 pub mod welcome;

@@ -1,0 +1,65 @@
+//! The gate's projection, from the side that writes it: after every transition that the gate must see.
+
+use std::time::Duration;
+
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use tenant_gate::Projection;
+use tokio::sync::OnceCell;
+use tokio_postgres::Client;
+
+use crate::environment::Environment;
+use crate::error::StepError;
+use crate::tenant::Tenant;
+
+/// The longest that Redis is waited for: below the functions' `Timeout`, and the machines try again.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Writes projections to Redis.
+pub struct Projector {
+    url: String,
+    redis: OnceCell<ConnectionManager>,
+}
+
+impl Projector {
+    /// Reads REDIS_URL. Makes no network call.
+    ///
+    /// # Errors
+    /// `Misconfigured` when it is missing.
+    pub fn from_env(env: &Environment) -> Result<Self, StepError> {
+        Ok(Projector { url: env.required("REDIS_URL")?, redis: OnceCell::new() })
+    }
+
+    /// Redis, connected when it is first used.
+    ///
+    /// # Errors
+    /// `Misconfigured` when REDIS_URL is no URL of a Redis; `Transient` when it cannot be reached.
+    pub async fn redis(&self) -> Result<ConnectionManager, StepError> {
+        let connect = || async {
+            // The URL may hold a password.
+            let unusable =
+                |error: redis::RedisError| StepError::Misconfigured(format!("REDIS_URL: {}", error.category()));
+            let client = redis::Client::open(self.url.as_str()).map_err(unusable)?;
+            let config = ConnectionManagerConfig::new()
+                .set_number_of_retries(1)
+                .set_connection_timeout(Some(PATIENCE))
+                .set_response_timeout(Some(PATIENCE));
+            ConnectionManager::new_lazy_with_config(client, config).map_err(unusable)
+        };
+        self.redis.get_or_try_init(connect).await.cloned()
+    }
+
+    /// Tells the gate what the registry has of a tenant. A newer projection is left as it is; again is a no-op.
+    ///
+    /// # Errors
+    /// `Transient` when Redis cannot be reached: the gate must be told before the transition is over.
+    pub async fn project(&self, registry: &Client, tenant: &Tenant) -> Result<(), StepError> {
+        let Some(projection) = Projection::read(registry, tenant.slug.as_str()).await? else { return Ok(()) };
+        projection.write(&mut self.redis().await?).await.map_err(|error| unreached(&error))?;
+        Ok(())
+    }
+}
+
+/// Every call of ours can be made again, whatever Redis said.
+pub(crate) fn unreached(error: &redis::RedisError) -> StepError {
+    StepError::Transient(format!("Redis: {}", error.category()))
+}
