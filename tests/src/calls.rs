@@ -186,7 +186,7 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     };
     let (mail, owner) = (Mail::from_env(env)?, Contact { name: "Ada".into(), email: "ada@acme.example".into() });
     let told = async { Ok(mail.send_quota_notice(tenant, &owner, &notice).await?) };
-    seen.insert("ReconcileGateFunction", calls(told).await?);
+    seen.insert("ReconcileGateFunction", Box::pin(calls(told)).await?);
     let event = "INSERT INTO outbox (id, tenant_id, version, type, occurred_at, detail)
                  VALUES (gen_random_uuid(), $1, 1000, 'tenant.test', now(), '{}')";
     registry.execute(event, &[&tenant.id.0]).await?;

@@ -1,7 +1,9 @@
 //! The command line of the local stack.
 
 mod bench;
+mod bench_gate;
 mod failure;
+mod gate;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -23,6 +25,9 @@ use crate::{emulator, guard};
 /// The sign-ups of the demo.
 const SIGN_UPS: &[&str] =
     &["events/provision-tenant.json", "events/provision-tenant-growth.json", "events/provision-tenant-enterprise.json"];
+
+/// Whose gate the demo shows: the first of the sign-ups.
+const DEMO_TENANT: &str = "acme";
 
 /// Boots, drives and ends the local stack of Tenantry.
 #[derive(Parser)]
@@ -57,6 +62,9 @@ enum Command {
     /// Boots a stack of its own, and measures onboarding: a hundred at once, beside the same steps run by one process.
     #[command(hide = true)]
     BenchOnboarding,
+    /// Boots a stack of its own, and measures the gate beside the raw script, and how soon a suspension is felt.
+    #[command(hide = true)]
+    BenchGate,
     /// Starts the provision-tenant machine with a file's JSON, and follows it.
     Provision {
         /// The machine's input, such as events/provision-tenant.json.
@@ -111,6 +119,7 @@ fn act(command: Command, json: bool) -> Result<ExitCode> {
             Command::Demo => return Box::pin(demo(&root, json, Show::Success)).await,
             Command::DemoFailure => return Box::pin(demo(&root, json, Show::Failure)).await,
             Command::BenchOnboarding => return Box::pin(demo(&root, json, Show::Onboarding)).await,
+            Command::BenchGate => return Box::pin(demo(&root, json, Show::Gate)).await,
             Command::Provision { file } => return provision(&root, &file, json).await,
             Command::Logs { execution } => logs(&root, &execution, json).await?,
             Command::Supervise => Box::pin(supervisor::supervise(&root, json)).await?,
@@ -241,7 +250,8 @@ async fn follow(
     progress: &Progress,
 ) -> Result<Outcome> {
     let arn = execution::start(aws, machine, input).await?;
-    progress.say(&format!("\nprovision-tenant with {called}\n  {arn}"));
+    let name = machine.rsplit(':').next().unwrap_or_default();
+    progress.say(&format!("\n{name} with {called}\n  {arn}"));
     execution::follow(aws, &arn, progress).await
 }
 
@@ -259,6 +269,7 @@ enum Show {
     Success,
     Failure,
     Onboarding,
+    Gate,
 }
 
 async fn demo(root: &Path, json: bool, what: Show) -> Result<ExitCode> {
@@ -279,6 +290,7 @@ async fn demo(root: &Path, json: bool, what: Show) -> Result<ExitCode> {
                 Show::Success => show(&stack, root, &progress).await,
                 Show::Failure => failure::show(&stack, root, &progress).await,
                 Show::Onboarding => bench::onboarding(&stack, &progress).await,
+                Show::Gate => Box::pin(bench_gate::gate(&stack, &progress)).await,
             }
         } => shown,
         _ = &mut interrupted => Err(anyhow::anyhow!("interrupted")),
@@ -289,8 +301,9 @@ async fn demo(root: &Path, json: bool, what: Show) -> Result<ExitCode> {
     let tenants = shown?;
     let seconds = begun.elapsed().as_secs_f64();
     let what = match what {
-        Show::Success => "provisioned and seen in every system",
+        Show::Success => "provisioned and seen in every system; one was suspended, reactivated and metered",
         Show::Onboarding => "onboarded at once",
+        Show::Gate => "metered",
         Show::Failure => "failed, left nothing behind, and was provisioned once the cause was gone",
     };
     let s = if tenants == 1 { "" } else { "s" };
@@ -323,6 +336,7 @@ async fn show(stack: &Stack, root: &Path, progress: &Progress) -> Result<usize> 
         let slug = input["slug"].as_str().with_context(|| format!("{sign_up} has no slug"))?;
         evidence(&mut witness, slug, progress).await?;
     }
+    gate::show(stack, DEMO_TENANT, progress).await?;
     Ok(SIGN_UPS.len())
 }
 

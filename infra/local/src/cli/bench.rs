@@ -77,7 +77,7 @@ pub(super) async fn onboarding(stack: &Stack, progress: &Progress) -> Result<usi
     Ok(AT_ONCE)
 }
 
-fn sign_up(slug: &str) -> Value {
+pub(super) fn sign_up(slug: &str) -> Value {
     json!({
         "request_id": Uuid::new_v4(), "slug": slug, "plan": "starter", "paid": true,
         "owner": {"name": "Ada Lovelace", "email": format!("ada@{slug}.example")},
@@ -146,7 +146,7 @@ async fn execution(client: &aws_sdk_sfn::Client, machine: &str, request: &Value)
 }
 
 /// The nearest rank.
-fn percentile(values: &mut [f64], percent: usize) -> f64 {
+pub(super) fn percentile(values: &mut [f64], percent: usize) -> f64 {
     values.sort_by(f64::total_cmp);
     let rank = (values.len() * percent).div_ceil(100).max(1);
     values.get(rank - 1).copied().unwrap_or_default()

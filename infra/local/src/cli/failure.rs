@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use aws_sdk_lambda::primitives::Blob;
 use aws_sdk_sfn::types::ExecutionStatus;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::Api;
 use kube::api::PostParams;
 use serde_json::{Value, json};
 
+use super::gate::invoke;
 use super::{evidence, follow, summary};
 use crate::evidence::Witness;
 use crate::inventory::{Inventory, cluster_as, connect};
@@ -90,9 +90,6 @@ pub(super) async fn show(stack: &Stack, root: &Path, progress: &Progress) -> Res
 
 /// What the function for operators says, as text.
 async fn explained(aws: &aws_config::SdkConfig, slug: &str) -> Result<String> {
-    let payload = Blob::new(json!({ "slug": slug }).to_string());
-    let client = aws_sdk_lambda::Client::new(aws);
-    let answer = client.invoke().function_name("explain-tenant").payload(payload).send().await?;
-    let body: Value = serde_json::from_slice(answer.payload().context("explain-tenant did not answer")?.as_ref())?;
+    let body = invoke(aws, "explain-tenant", &json!({ "slug": slug })).await?;
     body["text"].as_str().map(str::to_owned).with_context(|| format!("explain-tenant answered {body}"))
 }
