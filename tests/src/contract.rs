@@ -6,6 +6,7 @@
 pub use flow::UNDOES;
 
 mod flow;
+mod in_service;
 mod inputs;
 mod machines;
 pub mod permissions;
@@ -59,6 +60,7 @@ cases! {
     flow::FAILURES_GO_WHERE_THEY_BELONG: "the last Catch of a step goes where its side of the pivot asks",
     flow::UNDOS_REVERSE_THE_STEPS: "undos reverse the steps, and a failure enters at its own step's",
     flow::PERSONAL_DATA_IS_DROPPED: "the state holds no personal data after registration",
+    in_service::FAILURES_FLAG_AND_UNDO_NOTHING: "a plan change takes the fence, gives it back, and undoes nothing",
     machines::COMMENTED: "every state says what it is for",
     machines::FUNCTIONS_EXIST: "every function a machine names is in the template and has a binary",
     machines::ERRORS_ARE_KNOWN: "errors that are matched exist",

@@ -11,6 +11,7 @@ use crate::registry::Selector;
 use crate::registry::contacts::Contact;
 use crate::registry::fence::{Actor, Failure};
 use crate::registry::payments::PaidFor;
+use crate::registry::plans::Wish;
 use crate::tenant::{InvalidName, Isolation, Plan, Reason, Region, Slug, TenantId};
 
 /// The longest owner's name, in characters.
@@ -137,21 +138,10 @@ impl SuspensionCall {
     /// # Errors
     /// `InvalidRequest` with every problem.
     pub fn parse(document: &Value) -> Result<Self, StepError> {
-        let mut outer = Fields::of("", document)?;
-        let execution = outer.required("execution", name::<Actor>);
-        let mut request = match outer.left.remove("request") {
-            Some(request) => Fields::of("request", &request)?,
-            None => Fields { path: "", left: std::mem::take(&mut outer.left), problems: Vec::new() },
-        };
+        let (outer, execution, mut request) = carried_out(document)?;
         let tenant = selector(&mut request);
         let reason = request.required("reason", name::<Reason>);
-        let actor = request.optional("actor", |value| {
-            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
-            let text = value.as_str().filter(|text| (1..=64).contains(&text.len()) && text.bytes().all(plain));
-            text.map(str::to_owned).ok_or(
-                "must be 1 to 64 letters, digits, dots, colons, hyphens or underscores: no address, no free text",
-            )
-        });
+        let actor = request.optional("actor", word);
         let mut problems = outer.finish();
         problems.extend(request.finish());
         match (tenant, reason, actor, execution) {
@@ -161,6 +151,61 @@ impl SuspensionCall {
             _ => Err(StepError::InvalidRequest(problems)),
         }
     }
+}
+
+/// A request to change a tenant's plan: what the machine is started with, and who carries it out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanChangeCall {
+    /// The tenant.
+    pub tenant: Selector,
+    /// What is wanted.
+    pub wish: Wish,
+    /// Who carries it out.
+    pub by: Actor,
+}
+
+impl PlanChangeCall {
+    /// Reads `{"request": {"tenant_id" or "slug", "plan", "actor", "reason"}, "execution"}`; by hand, all in one object. The
+    /// plan may be left out, to finish a change or to put right what the tenant has.
+    ///
+    /// # Errors
+    /// `InvalidRequest` with every problem.
+    pub fn parse(document: &Value) -> Result<Self, StepError> {
+        let (outer, by, mut request) = carried_out(document)?;
+        let tenant = selector(&mut request);
+        let plan = request.optional("plan", name::<Plan>);
+        let actor = request.optional("actor", word);
+        let reason = request.optional("reason", word);
+        let mut problems = outer.finish();
+        problems.extend(request.finish());
+        match (tenant, plan, actor, reason, by) {
+            (Some(tenant), Some(plan), Some(actor), Some(reason), Some(by)) if problems.is_empty() => {
+                let actor = actor.unwrap_or_else(|| by.to_string());
+                Ok(PlanChangeCall { tenant, wish: Wish { plan, actor, reason }, by })
+            }
+            _ => Err(StepError::InvalidRequest(problems)),
+        }
+    }
+}
+
+/// What a machine hands on of its own input, `{"request", "execution"}`: what is left, who carries it out, and the request; by
+/// hand, all is one object.
+fn carried_out(document: &Value) -> Result<(Fields, Option<Actor>, Fields), StepError> {
+    let mut outer = Fields::of("", document)?;
+    let execution = outer.required("execution", name::<Actor>);
+    let request = match outer.left.remove("request") {
+        Some(request) => Fields::of("request", &request)?,
+        None => Fields { path: "", left: std::mem::take(&mut outer.left), problems: Vec::new() },
+    };
+    Ok((outer, execution, request))
+}
+
+/// Who wants something, or why, as it is kept for ever: nothing that could be personal.
+fn word(value: &Value) -> Result<String, &'static str> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
+    let text = value.as_str().filter(|text| (1..=64).contains(&text.len()) && text.bytes().all(plain));
+    text.map(str::to_owned)
+        .ok_or("must be 1 to 64 letters, digits, dots, colons, hyphens or underscores: no address, no free text")
 }
 
 /// Reads which tenant somebody asks about. Who asks is accepted, as every step's input names it, and not needed.
@@ -434,6 +479,19 @@ mod tests {
         });
         let call = StepCall::parse(&input).expect("valid");
         assert_eq!(call.failure, Some(Failure { error: "Denied".into(), message: "not permitted: x".into() }));
+    }
+
+    #[test]
+    fn a_plan_change_names_every_problem() {
+        let call = json!({
+            "request": {"slug": "acme", "plan": "platinum", "reason": "asked by ada@acme.example", "seats": 5},
+            "execution": "manual:ada",
+        });
+        let Err(StepError::InvalidRequest(problems)) = PlanChangeCall::parse(&call) else { panic!("accepted") };
+        let fields: Vec<&str> = problems.iter().map(|problem| problem.field.as_str()).collect();
+        assert_eq!(fields, ["request.plan", "request.reason", "request.seats"]);
+        let call = PlanChangeCall::parse(&json!({"slug": "acme", "execution": "manual:ada"})).expect("valid");
+        assert_eq!((call.wish.plan, call.wish.actor.as_str()), (None, "manual:ada"));
     }
 
     #[test]

@@ -197,7 +197,8 @@ async fn act(upstream: &Upstream, request: Request<Bytes>, kept: &Kept) -> Resul
             return Ok((StatusCode::OK, list.to_string().into()));
         }
     }
-    let request = if request.method() == Method::POST && path == "/v1/subscriptions" {
+    let of_subscription = path == "/v1/subscriptions" || path.starts_with("/v1/subscriptions/");
+    let request = if request.method() == Method::POST && of_subscription {
         subscription(upstream, kept, request).await?
     } else {
         request
@@ -215,13 +216,15 @@ async fn customers_of(upstream: &Upstream, kept: &Kept, email: &str) -> Result<V
     Ok(found)
 }
 
-/// A subscription in the words that localstripe knows. It sends no invoices: where they were to be sent, the customer is
+/// A subscription, new or changed, in the words that localstripe knows. It sends no invoices: where they were to be sent, the customer is
 /// given a test card, and charged.
 async fn subscription(upstream: &Upstream, kept: &Kept, request: Request<Bytes>) -> Result<Request<Bytes>> {
     let (parts, body) = request.into_parts();
     let mut form: Vec<(String, String)> = parse(&body).into_owned().collect();
     let sends = form.iter().any(|(name, value)| name == "collection_method" && value == "send_invoice");
-    form.retain(|(name, _)| name != "collection_method" && name != "days_until_due");
+    // Of proration it knows the default alone, and no name for it.
+    let unknown = ["collection_method", "days_until_due", "proration_behavior"];
+    form.retain(|(name, _)| !unknown.contains(&name.as_str()));
     for (name, _) in &mut form {
         if name.starts_with("items[") && name.ends_with("[price]") {
             *name = name.replace("[price]", "[plan]");

@@ -39,10 +39,10 @@ const UP_TO_THE_FENCE: &[&str] =
     &["RouteRequest", "ValidateRequest", "RegisterTenant", "ConfirmPayment", "IntendToProvision", FENCE];
 
 /// A way out of a state.
-struct Exit<'a> {
+pub(super) struct Exit<'a> {
     to: &'a str,
     /// Taken on a failure.
-    caught: bool,
+    pub(super) caught: bool,
     /// What the state was given goes along.
     keeps_input: bool,
 }
@@ -65,7 +65,11 @@ fn exits(state: &Value) -> Vec<Exit<'_>> {
 }
 
 /// What is reached from a state, itself included, by the exits that `follow` takes.
-fn reached<'a>(states: &'a Value, from: &'a str, follow: impl Fn(&str, &Exit<'_>) -> bool) -> BTreeSet<&'a str> {
+pub(super) fn reached<'a>(
+    states: &'a Value,
+    from: &'a str,
+    follow: impl Fn(&str, &Exit<'_>) -> bool,
+) -> BTreeSet<&'a str> {
     let mut reached = BTreeSet::from([from]);
     let mut unvisited = vec![from];
     while let Some(name) = unvisited.pop() {
@@ -84,7 +88,7 @@ fn provisioning(contract: &Contract) -> (&Value, &str) {
     (&definition["States"], definition["StartAt"].as_str().unwrap_or_default())
 }
 
-fn is_end(state: &Value) -> bool {
+pub(super) fn is_end(state: &Value) -> bool {
     state["Type"] == "Succeed" || state["Type"] == "Fail"
 }
 

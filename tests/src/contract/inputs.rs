@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use tenantry_core::error::StepError;
 use tenantry_core::registry::fence::Actor;
-use tenantry_core::request::{Payment, SignUp, StepCall, SuspensionCall};
+use tenantry_core::request::{Payment, PlanChangeCall, SignUp, StepCall, SuspensionCall};
 use tenantry_core::tenant::{Isolation, Plan, Reason, Region};
 
 use super::template::{each, taken, target};
@@ -17,6 +17,7 @@ const REGION: &str = "us-east-1";
 const SIGN_UP: &str = "provision-tenant";
 /// The inputs of the machines that act on a tenant in service; the steps have the same.
 const SUSPENSIONS: &[&str] = &["suspend-tenant", "reactivate-tenant"];
+const PLAN_CHANGE: &str = "change-plan";
 const REQUESTED: &str = "tenant.requested";
 const PAID: &str = "payment.confirmed";
 
@@ -39,7 +40,7 @@ fn sign_ups(contract: &Contract) -> Vec<(&str, Value)> {
     let direct = contract
         .inputs
         .iter()
-        .filter(|(name, input)| input.is_object() && !SUSPENSIONS.contains(&name.as_str()))
+        .filter(|(name, input)| input.is_object() && !SUSPENSIONS.contains(&name.as_str()) && *name != PLAN_CHANGE)
         .map(|(name, input)| (name.as_str(), input.clone()));
     let sent = entries(contract)
         .filter(|(_, entry, _)| entry["DetailType"] == REQUESTED)
@@ -60,6 +61,10 @@ fn accepted(step: &str, input: &Value, slug: &Value) -> Result<(), String> {
         ),
         step if SUSPENSIONS.contains(&step) => {
             SuspensionCall::parse(input).map_err(refused)?;
+            holds(input["request"]["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
+        }
+        "begin-plan-change" => {
+            PlanChangeCall::parse(input).map_err(refused)?;
             holds(input["request"]["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
         }
         "sweep-tenants" | "reconcile-gate" => holds(*input == json!({}), "must be {}, as the schedule sends it"),
@@ -147,6 +152,8 @@ pub(super) const WORKFLOWS_HAVE_INPUTS: Rule = Rule {
             let call = json!({"request": contract.inputs[*name], "execution": "manual:you"});
             broken.extend(SuspensionCall::parse(&call).err().map(|error| format!("events/{name}.json: {error}")));
         }
+        let call = json!({"request": contract.inputs[PLAN_CHANGE], "execution": "manual:you"});
+        broken.extend(PlanChangeCall::parse(&call).err().map(|error| format!("events/{PLAN_CHANGE}.json: {error}")));
         for (name, entry, detail) in entries(contract) {
             if entry["DetailType"] == PAID {
                 let waiting = sign_ups(contract)
@@ -171,6 +178,9 @@ pub(super) const WORKFLOWS_HAVE_INPUTS: Rule = Rule {
         }),
         ("a sign-up that is refused", |contract| {
             contract.inputs.get_mut("provision-tenant").expect("the input")["owner"]["email"] = json!("ada");
+        }),
+        ("a change to a plan that there is not", |contract| {
+            contract.inputs.get_mut(PLAN_CHANGE).expect("the input")["plan"] = json!("platinum");
         }),
         ("a sign-up for another region", |contract| {
             contract.inputs.get_mut("provision-tenant").expect("the input")["region"] = json!("eu-central-1");
@@ -252,6 +262,23 @@ fn sent(event_type: &str) -> Vec<Value> {
         "tenant.suspended" | "tenant.reactivated" => plans()
             .flat_map(|plan| Reason::ALL.iter().map(move |reason| (plan, reason)))
             .map(|(plan, reason)| event(json!({"plan": plan, "reason": reason})))
+            .collect(),
+        "tenant.plan_changed" => plans()
+            .map(|to| {
+                event(json!({
+                    "from": "growth",
+                    "to": to,
+                    "fits": false,
+                    "does_not_fit": [
+                        {"what": "seats", "used": 7, "allowed": 5},
+                        {"what": "storage_bytes", "used": 2, "allowed": 1},
+                        {"what": "api_calls", "used": 2, "allowed": 1},
+                        {"what": "isolation", "used": "database", "allowed": "schema"},
+                        {"what": "flag", "name": "sso"},
+                    ],
+                }))
+            })
+            .chain([event(json!({"from": "starter", "to": "growth", "fits": true, "does_not_fit": []}))])
             .collect(),
         "tenant.quota_warning" | "tenant.quota_exceeded" => plans()
             .map(|plan| {

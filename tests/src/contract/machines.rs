@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tenantry_core::error::StepError;
-use tenantry_core::steps::provisioning::FUNCTION_TIMEOUT;
+use tenantry_core::steps::takeover::FUNCTION_TIMEOUT;
 use tenantry_core::{aws, postgres};
 
 use super::template::{each, effective};
@@ -204,6 +204,8 @@ pub(super) const PAYLOADS_ARE_SMALL: Rule = Rule {
                     "request.$" if matches!(name, "ValidateRequest" | "RegisterTenant") => "$",
                     // Which tenant, for which reason, and who wants it.
                     "request.$" if matches!(name, "SuspendTenant" | "ReactivateTenant") => "$",
+                    // Which tenant, which plan, and who wants it.
+                    "request.$" if name == "BeginPlanChange" => "$",
                     "payment.$" if name == "ConfirmPayment" => "$",
                     _ => "nothing",
                 };

@@ -65,6 +65,7 @@ const OPEN_ENDED: &[&str] = &[
     ":secret:tenantry/${Stage}/${Prefix}invite-key-",
     // Executions are named when they start.
     ":execution:${Prefix}provision-tenant:",
+    ":execution:${Prefix}change-plan:",
     // A change's id is Route 53's, and tells its state and nothing else.
     ":route53:::change/",
     // An association's id is EKS's.

@@ -10,7 +10,7 @@ use tokio_postgres::{Client, GenericClient, Transaction};
 
 use super::{Record, Selector, audit, journal, outbox, read, read_for_update};
 use crate::error::StepError;
-use crate::tenant::{InvalidName, Status, TenantId};
+use crate::tenant::{InvalidName, Status, Tenant, TenantId};
 
 /// Who is acting: an execution of a state machine, or a person running one step by hand.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -184,6 +184,33 @@ fn refuse_unready(record: &Record) -> Result<(), StepError> {
     Ok(())
 }
 
+/// Takes a tenant in service for an execution, in the transaction that goes on to change it. Returns the other execution that
+/// holds it, where one does.
+///
+/// # Errors
+/// `Conflict` for a tenant that is not in service; `Transient` while a person runs a step by hand.
+pub(super) async fn take_in_service(
+    transaction: &Transaction<'_>,
+    record: &Record,
+    execution: &str,
+) -> Result<Option<String>, StepError> {
+    let Tenant { id, slug, status, .. } = &record.tenant;
+    match record.execution.as_deref() {
+        Some(holder) if holder != execution => return Ok(Some(holder.to_owned())),
+        _ if !matches!(status, Status::Active | Status::Suspended) => {
+            return Err(StepError::Conflict(format!(
+                "tenant {slug} ({id}) is {status}, and not in service: nothing was changed"
+            )));
+        }
+        Some(_) => return Ok(None),
+        None => {}
+    }
+    refuse_while_manual(transaction, *id).await?;
+    let sql = "UPDATE tenants SET execution = $2, execution_since = now(), takeovers = 0 WHERE id = $1";
+    transaction.execute(sql, &[&id.0, &execution]).await?;
+    Ok(None)
+}
+
 async fn refuse_while_manual(transaction: &Transaction<'_>, tenant: TenantId) -> Result<(), StepError> {
     let sql = "SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))";
     if transaction.query_one(sql, &[&lock_name(tenant)]).await?.try_get::<_, bool>(0)? {
@@ -213,11 +240,11 @@ pub async fn take_over(client: &Client, tenant: TenantId, from: &str, to: &str) 
     Ok(taken == 1)
 }
 
-/// Gives the fence back after activation. Again is a no-op.
+/// Gives the fence of a tenant in service back. Again is a no-op.
 ///
 /// # Errors
 /// `Superseded` when another execution holds the tenant.
-pub async fn give_back(client: &Client, tenant: TenantId, execution: &str) -> Result<(), StepError> {
+pub async fn give_back(client: &impl GenericClient, tenant: TenantId, execution: &str) -> Result<(), StepError> {
     let sql = "UPDATE tenants SET execution = NULL, execution_since = NULL
                WHERE id = $1 AND execution = $2 AND status IN ('active', 'suspended')";
     if client.execute(sql, &[&tenant.0, &execution]).await? == 1 {

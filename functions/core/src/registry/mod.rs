@@ -12,6 +12,7 @@ pub mod lifecycle;
 pub mod outbox;
 pub mod payments;
 pub mod placement;
+pub mod plans;
 pub mod retries;
 pub mod signup;
 pub mod suspensions;
@@ -53,7 +54,7 @@ pub struct Record {
     pub paid: bool,
     /// The fence: the execution that alone may act on it.
     pub execution: Option<String>,
-    /// How often its fence was taken over since provisioning began.
+    /// How often its fence was taken over since somebody took it from nobody.
     pub takeovers: i32,
     /// Why only an operator may go on.
     pub needs_operator: Option<String>,

@@ -89,7 +89,10 @@ async fn refuse_other_body(transaction: &Transaction<'_>, tenant: TenantId, requ
     if registered.slug != request.slug {
         differs.push("slug");
     }
-    if registered.plan != request.plan {
+    // The plan may have been changed since.
+    let sql = "SELECT coalesce((SELECT from_plan FROM plan_changes WHERE tenant_id = $1 ORDER BY id LIMIT 1), plan)
+                      = $2::text::plan FROM tenants WHERE id = $1";
+    if !transaction.query_one(sql, &[&tenant.0, &request.plan.as_str()]).await?.try_get::<_, bool>(0)? {
         differs.push("plan");
     }
     if request.isolation.is_some_and(|asked| asked != registered.isolation) {

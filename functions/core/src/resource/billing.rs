@@ -1,6 +1,8 @@
 //! The tenant at Stripe: a customer, and a subscription to its plan's price. Both carry the tenant's id as metadata, so that
 //! what an unanswered call made is found again by listing.
 
+pub mod price;
+
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
@@ -225,8 +227,7 @@ impl Resource for Billing {
         match live.as_slice() {
             [] => drift.push("no subscription".to_owned()),
             [one] => {
-                let item = &one["items"]["data"][0];
-                let price = item["price"]["id"].as_str().or_else(|| item["plan"]["id"].as_str()).unwrap_or_default();
+                let price = price_of(one);
                 if price != account.price {
                     drift.push(format!("subscription is to price {price}, not {}", account.price));
                 }
@@ -238,6 +239,12 @@ impl Resource for Billing {
         }
         Ok(if drift.is_empty() { Inspection::Present } else { Inspection::Drifted(drift) })
     }
+}
+
+/// The price that a subscription is to. Subscriptions of ours have one item.
+fn price_of(subscription: &Value) -> &str {
+    let item = &subscription["items"]["data"][0];
+    item["price"]["id"].as_str().or_else(|| item["plan"]["id"].as_str()).unwrap_or_default()
 }
 
 fn is_over(subscription: &Value) -> bool {

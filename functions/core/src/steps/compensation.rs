@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use futures::future::join_all;
 use serde_json::{Value, json};
 
-use super::provisioning::by_hand;
+use super::provisioning::{MACHINE, by_hand};
 use crate::environment::Environment;
 use crate::error::{Problem, StepError};
 use crate::postgres::Database;
@@ -119,7 +119,7 @@ impl Step for ReleaseTenant {
         let record = registry::read(&*self.registry.client().await?, &call.tenant).await?;
         log_tenant(&record.tenant);
         let Actor::Execution(execution) = &call.actor else {
-            return by_hand(&record, &[Status::Pending], json!({ "step": name, "outcome": "nothing to do" }));
+            return by_hand(&record, &[Status::Pending], json!({ "step": name, "outcome": "nothing to do" }), MACHINE);
         };
         if record.tenant.status == Status::Pending && record.execution.is_none() {
             return Ok(json!({ "step": name, "outcome": "done before" }));

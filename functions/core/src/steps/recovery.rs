@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::provisioning::FUNCTION_TIMEOUT;
+use super::takeover::{FUNCTION_TIMEOUT, machine};
 use crate::environment::Environment;
 use crate::error::{Problem, StepError};
 use crate::postgres::Database;
@@ -27,6 +27,7 @@ struct Recovery {
     registry: Database,
     machines: aws_sdk_sfn::Client,
     provision_machine: String,
+    change_plan_machine: String,
 }
 
 /// Recovers the tenant of one execution that ended.
@@ -46,6 +47,7 @@ impl Recovery {
             registry: Database::registry(env)?,
             machines: aws_sdk_sfn::Client::new(&env.aws),
             provision_machine: env.required("PROVISION_MACHINE_ARN")?,
+            change_plan_machine: env.required("CHANGE_PLAN_MACHINE_ARN")?,
         })
     }
 
@@ -60,14 +62,12 @@ impl Recovery {
     ) -> Result<&'static str, StepError> {
         let tenant = record.tenant.id;
         let name = format!("recover-{}{round}", Uuid::new_v5(&Uuid::NAMESPACE_URL, ended.as_bytes()));
-        let action = if status == ExecutionStatus::Aborted.as_str() {
+        let changes_plan = machine(ended) == machine(&self.change_plan_machine);
+        let action = if status == ExecutionStatus::Aborted.as_str() && !changes_plan {
             // Stopping an execution is how an operator cancels it.
-            self.start(&name, tenant, "compensate").await?;
+            self.start_provisioning(&name, tenant, "compensate").await?;
             "compensate"
-        } else if record.takeovers < MOST_TAKEOVERS {
-            self.start(&name, tenant, "provision").await?;
-            "resume"
-        } else {
+        } else if record.takeovers >= MOST_TAKEOVERS {
             tracing::error!(needs_operator = true, "the tenant is flagged: it was resumed too often");
             let failure = Failure {
                 error: status.to_owned(),
@@ -75,18 +75,29 @@ impl Recovery {
             };
             fence::flag(&mut *self.registry.client().await?, tenant, ended, &failure).await?;
             "flag"
+        } else if changes_plan {
+            // Also where it was stopped: the tenant would stay half one plan's and half another's. What undoes a change is a
+            // change back.
+            self.start(&self.change_plan_machine, &name, &json!({ "tenant_id": tenant })).await?;
+            "resume"
+        } else {
+            self.start_provisioning(&name, tenant, "provision").await?;
+            "resume"
         };
         tracing::warn!(ended, status, action, "an execution ended without giving its tenant back");
         Ok(action)
     }
 
-    async fn start(&self, name: &str, tenant: TenantId, intent: &str) -> Result<(), StepError> {
-        let input = json!({ "tenant_id": tenant, "intent": intent }).to_string();
-        let start = self.machines.start_execution().state_machine_arn(&self.provision_machine).name(name).input(input);
+    async fn start_provisioning(&self, name: &str, tenant: TenantId, intent: &str) -> Result<(), StepError> {
+        self.start(&self.provision_machine, name, &json!({ "tenant_id": tenant, "intent": intent })).await
+    }
+
+    async fn start(&self, machine: &str, name: &str, input: &Value) -> Result<(), StepError> {
+        let start = self.machines.start_execution().state_machine_arn(machine).name(name).input(input.to_string());
         match start.send().await {
             Ok(_) => Ok(()),
             Err(error) if crate::aws::code(&error) == Some("ExecutionAlreadyExists") => Ok(()),
-            Err(error) => Err(crate::aws::classify(&format!("starting execution {name} for tenant {tenant}"), &error)),
+            Err(error) => Err(crate::aws::classify(&format!("starting execution {name} of {machine}"), &error)),
         }
     }
 
@@ -159,7 +170,7 @@ impl SweepTenants {
     async fn try_again(&self, due: &retries::Due) -> Result<(), StepError> {
         let round = if due.retry == 0 { round() } else { String::new() };
         let name = format!("retry-{}-{}{round}", due.tenant, due.retry);
-        self.recovery.start(&name, due.tenant, "provision").await?;
+        self.recovery.start_provisioning(&name, due.tenant, "provision").await?;
         tracing::info!(tenant = %due.tenant, retry = due.retry, "trying again");
         retries::started(&*self.recovery.registry.client().await?, due, &self.pauses).await
     }

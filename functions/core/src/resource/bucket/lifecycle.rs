@@ -11,6 +11,9 @@ use crate::tenant::PlanQuotas;
 /// Days after which the parts of an upload that was never completed are removed: nobody can read them, everybody pays.
 const INCOMPLETE_UPLOAD_DAYS: i32 = 7;
 
+/// The ids of the rules that plans have. Any other rule was added by the tenant or an operator, and stays.
+const OURS: &[&str] = &["incomplete-uploads", "infrequent-access", "replaced-versions"];
+
 /// The plan's rules, each for the whole bucket, in the order of their ids.
 pub(super) fn rules(quotas: &PlanQuotas) -> Result<Vec<LifecycleRule>, BuildError> {
     let mut rules = vec![
@@ -33,6 +36,12 @@ pub(super) fn rules(quotas: &PlanQuotas) -> Result<Vec<LifecycleRule>, BuildErro
         );
     }
     rules.into_iter().map(aws_sdk_s3::types::builders::LifecycleRuleBuilder::build).collect()
+}
+
+/// What a bucket is to have: the plan's rules, and beside them those of its own that no plan has.
+pub(super) fn beside_others(kept: &[LifecycleRule], wanted: Vec<LifecycleRule>) -> Vec<LifecycleRule> {
+    let others = kept.iter().filter(|rule| rule.id().is_none_or(|id| !OURS.contains(&id)));
+    wanted.into_iter().chain(others.cloned()).collect()
 }
 
 fn rule(id: &str) -> aws_sdk_s3::types::builders::LifecycleRuleBuilder {
@@ -82,6 +91,23 @@ mod tests {
     fn a_plan_without_infrequent_access_keeps_the_standard_class() {
         let rules = rules(&tenant().quotas).expect("rules");
         assert!(rules.iter().all(|rule| rule.transitions().is_empty()));
+    }
+
+    #[test]
+    fn another_plans_rules_go_and_those_of_no_plan_stay() {
+        let (starter, mut growth) = (tenant().quotas, tenant().quotas);
+        growth.infrequent_access_days = Some(90);
+        let own = rule("archive-logs").transitions(
+            Transition::builder().days(365).storage_class(TransitionStorageClass::DeepArchive).build(),
+        );
+        let mut kept = rules(&growth).expect("rules");
+        kept.push(own.build().expect("a rule"));
+        let wanted = beside_others(&kept, rules(&starter).expect("rules"));
+        let ids: Vec<_> = wanted.iter().filter_map(LifecycleRule::id).collect();
+        assert_eq!(ids, ["incomplete-uploads", "replaced-versions", "archive-logs"]);
+        assert!(!same_rules(&kept, &wanted));
+        assert!(same_rules(&wanted, &beside_others(&wanted, rules(&starter).expect("rules"))));
+        assert!(rules(&growth).expect("rules").iter().all(|rule| rule.id().is_some_and(|id| OURS.contains(&id))));
     }
 
     #[test]

@@ -3,10 +3,12 @@
 mod empty;
 mod lifecycle;
 mod policy;
+pub mod plan;
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::get_bucket_tagging::{GetBucketTaggingError, GetBucketTaggingOutput};
 use aws_sdk_s3::types::{
     BucketLifecycleConfiguration, BucketLocationConstraint, BucketVersioningStatus, CreateBucketConfiguration,
     LifecycleRule, ObjectOwnership, OwnershipControls, OwnershipControlsRule, PublicAccessBlockConfiguration,
@@ -40,6 +42,15 @@ enum Look {
     Ours(Box<Settings<Option<String>>>),
 }
 
+/// Whom the tags of a bucket name.
+enum Whose {
+    /// There is no bucket.
+    Nobodys,
+    /// Not the tenant's; what says so.
+    Anothers(String),
+    Tenants,
+}
+
 /// What we set on a bucket. `None` or empty where nothing is set; the policy is kept as text and wanted as a document.
 struct Settings<P> {
     public_access: Option<PublicAccessBlockConfiguration>,
@@ -69,10 +80,8 @@ impl Bucket {
     /// function that writes it.
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
         env.required("STACK_ROLE_ARNS")?;
-        // Only AWS resolves a host name per bucket; an endpoint given by hand has the bucket in the path.
-        let config = aws_sdk_s3::config::Builder::from(&env.aws).force_path_style(env.aws.endpoint_url().is_some());
         Ok(Bucket {
-            s3: Client::from_conf(config.build()),
+            s3: client(env),
             account: env.required("ACCOUNT_ID")?,
             stack_roles: env.list("STACK_ROLE_ARNS"),
         })
@@ -92,18 +101,10 @@ impl Bucket {
             Box::pin(s3.get_bucket_lifecycle_configuration().bucket(name).send()),
             Box::pin(s3.get_bucket_policy().bucket(name).send()),
         );
-        let tags = match tags {
-            Ok(tags) => tags.tag_set,
-            Err(error) if code(&error) == Some("NoSuchBucket") => return Ok(Look::Absent),
-            Err(error) if code(&error) == Some("NoSuchTagSet") => Vec::new(),
-            Err(error) => return Err(classify(&format!("reading the tags of bucket {name}"), &error)),
-        };
-        Ok(match tags.iter().find(|tag| tag.key == OWNER_TAG) {
-            None => Look::Foreign(format!("it has no tag {OWNER_TAG}")),
-            Some(tag) if tag.value != tenant.id.to_string() => {
-                Look::Foreign(format!("its tag {OWNER_TAG} is {}", tag.value))
-            }
-            Some(_) => Look::Ours(Box::new(Settings {
+        Ok(match whose(tenant, tags)? {
+            Whose::Nobodys => Look::Absent,
+            Whose::Anothers(found) => Look::Foreign(found),
+            Whose::Tenants => Look::Ours(Box::new(Settings {
                 public_access: set(name, public_access, "NoSuchPublicAccessBlockConfiguration")?
                     .and_then(|output| output.public_access_block_configuration),
                 ownership: set(name, ownership, "OwnershipControlsNotFoundError")?
@@ -124,7 +125,8 @@ impl Bucket {
         })
     }
 
-    fn wanted(&self, tenant: &Tenant) -> Result<Settings<Value>, StepError> {
+    /// What is to be set on a bucket whose lifecycle rules are these.
+    fn wanted(&self, tenant: &Tenant, rules: &[LifecycleRule]) -> Result<Settings<Value>, StepError> {
         Ok(Settings {
             public_access: Some(
                 PublicAccessBlockConfiguration::builder()
@@ -137,7 +139,7 @@ impl Bucket {
             ownership: Some(ObjectOwnership::BucketOwnerEnforced),
             encryption: Some(ServerSideEncryption::Aes256),
             versioning: Some(BucketVersioningStatus::Enabled),
-            lifecycle: lifecycle::rules(&tenant.quotas).map_err(|error| unbuildable(&error))?,
+            lifecycle: wanted_rules(tenant, rules)?,
             policy: policy::bucket_policy(tenant, &self.account, &self.stack_roles),
         })
     }
@@ -199,12 +201,7 @@ impl Bucket {
                 let put = s3.put_bucket_versioning().bucket(name).versioning_configuration(versioning);
                 put.send().await.map(drop).map_err(|error| settle(&doing, &error))
             }
-            Setting::Lifecycle => {
-                let rules = BucketLifecycleConfiguration::builder().set_rules(Some(wanted.lifecycle.clone())).build();
-                let rules = rules.map_err(|error| unbuildable(&error))?;
-                let put = s3.put_bucket_lifecycle_configuration().bucket(name).lifecycle_configuration(rules);
-                put.send().await.map(drop).map_err(|error| settle(&doing, &error))
-            }
+            Setting::Lifecycle => write_rules(s3, name, wanted.lifecycle.clone()).await,
             Setting::Policy => {
                 let put = s3.put_bucket_policy().bucket(name).policy(wanted.policy.to_string());
                 put.send().await.map(drop).map_err(|error| settle(&doing, &error))
@@ -233,7 +230,7 @@ impl Resource for Bucket {
             Look::Foreign(found) => return Err(foreign(name, found)),
             Look::Ours(found) => found,
         };
-        let wanted = self.wanted(tenant)?;
+        let wanted = self.wanted(tenant, &found.lifecycle)?;
         // One after the other: S3 answers OperationAborted to simultaneous changes of one bucket.
         for (setting, _) in differences(&found, &wanted) {
             self.write(&name, setting, &wanted).await?;
@@ -272,7 +269,7 @@ impl Resource for Bucket {
             Look::Absent => Inspection::Absent,
             Look::Foreign(found) => Inspection::Foreign(found),
             Look::Ours(found) => {
-                let drift = differences(&found, &self.wanted(tenant)?);
+                let drift = differences(&found, &self.wanted(tenant, &found.lifecycle)?);
                 match drift.is_empty() {
                     true => Inspection::Present,
                     false => Inspection::Drifted(drift.into_iter().map(|(_, text)| text).collect()),
@@ -280,6 +277,47 @@ impl Resource for Bucket {
             }
         })
     }
+}
+
+/// S3 as the functions reach it.
+fn client(env: &Environment) -> Client {
+    // Only AWS resolves a host name per bucket; an endpoint given by hand has the bucket in the path.
+    let config = aws_sdk_s3::config::Builder::from(&env.aws).force_path_style(env.aws.endpoint_url().is_some());
+    Client::from_conf(config.build())
+}
+
+/// What the tags of the tenant's bucket, as they were answered, say of whose it is.
+fn whose(
+    tenant: &Tenant,
+    tags: Result<GetBucketTaggingOutput, SdkError<GetBucketTaggingError>>,
+) -> Result<Whose, StepError> {
+    let tags = match tags {
+        Ok(tags) => tags.tag_set,
+        Err(error) if code(&error) == Some("NoSuchBucket") => return Ok(Whose::Nobodys),
+        Err(error) if code(&error) == Some("NoSuchTagSet") => Vec::new(),
+        Err(error) => return Err(classify(&format!("reading the tags of bucket {}", tenant.bucket()), &error)),
+    };
+    Ok(match tags.iter().find(|tag| tag.key == OWNER_TAG) {
+        None => Whose::Anothers(format!("it has no tag {OWNER_TAG}")),
+        Some(tag) if tag.value != tenant.id.to_string() => {
+            Whose::Anothers(format!("its tag {OWNER_TAG} is {}", tag.value))
+        }
+        Some(_) => Whose::Tenants,
+    })
+}
+
+/// The rules that a bucket which has these is to have.
+fn wanted_rules(tenant: &Tenant, kept: &[LifecycleRule]) -> Result<Vec<LifecycleRule>, StepError> {
+    let rules = lifecycle::rules(&tenant.quotas).map_err(|error| unbuildable(&error))?;
+    Ok(lifecycle::beside_others(kept, rules))
+}
+
+async fn write_rules(s3: &Client, name: &str, rules: Vec<LifecycleRule>) -> Result<(), StepError> {
+    let doing = format!("writing the {} of bucket {name}", Setting::Lifecycle.name());
+    let rules = BucketLifecycleConfiguration::builder().set_rules(Some(rules)).build();
+    let rules = rules.map_err(|error| unbuildable(&error))?;
+    let put = s3.put_bucket_lifecycle_configuration().bucket(name).lifecycle_configuration(rules);
+    put.send().await.map(drop).map_err(|error| settle(&doing, &error))
 }
 
 impl Setting {

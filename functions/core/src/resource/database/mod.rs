@@ -14,14 +14,24 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde_json::Value;
 use tokio::sync::Mutex;
+use tokio_postgres::GenericClient;
 
 use super::{Inspection, Resource};
 use crate::environment::Environment;
 use crate::error::StepError;
-use crate::postgres::Database;
+use crate::postgres::{Database, quote_identifier};
 use crate::registry::contacts::Contact;
 use crate::registry::placement;
 use crate::tenant::{Isolation, Status, Tenant};
+
+/// What a tenant's own tables say it uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Use {
+    /// Its users.
+    pub users: i64,
+    /// Bytes of its files, as its tables have them.
+    pub bytes: i64,
+}
 
 /// The tenant's place in PostgreSQL.
 pub struct TenantDatabase {
@@ -52,18 +62,35 @@ impl TenantDatabase {
     /// # Errors
     /// `Transient` when the tenant's database cannot be reached.
     pub async fn add_owner(&self, tenant: &Tenant, owner: &Contact) -> Result<(), StepError> {
-        if tenant.isolation == Isolation::Database {
-            let server = self.connect_to(&tenant.server_secret()).await;
-            return schema::add_owner(&*server.client().await?, tenant, owner).await;
-        }
-        let placed = placement::placed(&*self.registry.client().await?, tenant).await?;
-        let placed = placed.ok_or_else(|| StepError::Unexpected(format!("tenant {} is placed nowhere", tenant.id)))?;
-        let server = self.connect_to(&placed.secret).await;
+        let server = self.server_of(tenant).await?;
         let mut client = server.client().await?;
         match tenant.isolation {
             Isolation::Shared => shared::add_owner(&mut client, tenant, owner).await,
             Isolation::Schema | Isolation::Database => schema::add_owner(&client, tenant, owner).await,
         }
+    }
+
+    /// How much of what its plan grants the tenant uses, by its own tables. Changes nothing.
+    ///
+    /// # Errors
+    /// `Transient` when the tenant's database cannot be reached.
+    pub async fn usage(&self, tenant: &Tenant) -> Result<Use, StepError> {
+        let server = self.server_of(tenant).await?;
+        let mut client = server.client().await?;
+        match tenant.isolation {
+            Isolation::Shared => shared::usage(&mut client, tenant).await,
+            Isolation::Schema | Isolation::Database => schema::usage(&client, tenant).await,
+        }
+    }
+
+    /// The server that holds the tenant.
+    async fn server_of(&self, tenant: &Tenant) -> Result<Arc<Database>, StepError> {
+        if tenant.isolation == Isolation::Database {
+            return Ok(self.connect_to(&tenant.server_secret()).await);
+        }
+        let placed = placement::placed(&*self.registry.client().await?, tenant).await?;
+        let placed = placed.ok_or_else(|| StepError::Unexpected(format!("tenant {} is placed nowhere", tenant.id)))?;
+        Ok(self.connect_to(&placed.secret).await)
     }
 
     /// The database that a secret leads to. The registry's own server is the registry's connection: a function needs but one.
@@ -156,6 +183,16 @@ impl Resource for TenantDatabase {
             Isolation::Schema | Isolation::Database => self.own_schema(server).inspect(tenant).await,
         }
     }
+}
+
+/// Reads users and files of the tables in a schema, those of one tenant where it has them to itself or in its context.
+async fn usage(client: &impl GenericClient, schema: &str) -> Result<Use, StepError> {
+    let schema = quote_identifier(schema);
+    let sql = format!(
+        "SELECT (SELECT count(*) FROM {schema}.users), (SELECT coalesce(sum(bytes), 0)::bigint FROM {schema}.files)"
+    );
+    let row = client.query_one(&sql, &[]).await?;
+    Ok(Use { users: row.try_get(0)?, bytes: row.try_get(1)? })
 }
 
 /// Whether the product may write the tenant's rows: a suspended tenant's are kept and frozen.

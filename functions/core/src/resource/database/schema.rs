@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio_postgres::{Client, GenericClient};
 
 use super::secret::{self, LoginSecret};
-use super::{Inspection, role};
+use super::{Inspection, Use, role};
 use crate::error::StepError;
 use crate::migrations::roles::accepts;
 use crate::migrations::{PRODUCT_TABLES, tenant as tenant_migrations};
@@ -140,6 +140,11 @@ impl OwnSchema {
             (_, false) => Inspection::Drifted(drift),
         })
     }
+}
+
+/// What the tenant's tables say it uses.
+pub(super) async fn usage(client: &Client, tenant: &Tenant) -> Result<Use, StepError> {
+    super::usage(client, &tenant.schema()).await
 }
 
 /// Makes the tenant's owner one of its users, with every right. Again changes nothing.

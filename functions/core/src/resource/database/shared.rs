@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Transaction};
 
-use super::{Inspection, writable};
+use super::{Inspection, Use, writable};
 use crate::error::StepError;
 use crate::migrations::roles::AUDITOR_ROLE;
 use crate::migrations::{HISTORY, POOL, PRODUCT_TABLES};
@@ -56,6 +56,12 @@ pub(super) async fn add_owner(client: &mut Client, tenant: &Tenant, owner: &Cont
     transaction.execute(sql, &[&tenant.id.0, &owner.email, &owner.name]).await?;
     transaction.commit().await?;
     Ok(())
+}
+
+/// What the tenant's rows say it uses.
+pub(super) async fn usage(client: &mut Client, tenant: &Tenant) -> Result<Use, StepError> {
+    let transaction = begin(client, tenant).await?;
+    super::usage(&transaction, POOL).await
 }
 
 /// Removes every row of the tenant, its row of `pool.tenants` last.
