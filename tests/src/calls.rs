@@ -13,19 +13,23 @@ use tenantry_core::mail::Mail;
 use tenantry_core::migrations::custom_resource::ApplyMigrations;
 use tenantry_core::postgres::Database;
 use tenantry_core::registry::contacts::Contact;
+use tenantry_core::registry::plans;
 use tenantry_core::registry::usage::{Level, Metered, Notice};
 use tenantry_core::resource::Resource;
 use tenantry_core::resource::billing::Billing;
+use tenantry_core::resource::billing::price::BillingPrice;
 use tenantry_core::resource::bucket::Bucket;
+use tenantry_core::resource::bucket::plan::BucketLifecycle;
 use tenantry_core::resource::database::TenantDatabase;
 use tenantry_core::resource::dns::DnsRecord;
 use tenantry_core::resource::identity::Identity;
 use tenantry_core::resource::invite::Invite;
 use tenantry_core::resource::queue::Queue;
-use tenantry_core::resource::tenant_config::TenantConfig;
+use tenantry_core::resource::tenant_config::{PlanConfig, TenantConfig};
 use tenantry_core::step::{Action, Step};
 use tenantry_core::steps::compensation::ReleaseTenant;
 use tenantry_core::steps::explain::ExplainTenant;
+use tenantry_core::steps::plan_change::BeginPlanChange;
 use tenantry_core::steps::provisioning::BeginProvisioning;
 use tenantry_core::steps::publish::PublishEvents;
 use tenantry_core::steps::recovery::{RecoverExecution, SweepTenants};
@@ -72,6 +76,7 @@ const UNSEEN: &[(&str, &str)] = &[
     ("*", "secretsmanager:GetSecretValue"),
     // The local cluster is not EKS's.
     ("CreateNamespaceFunction", "eks:DescribeCluster"),
+    ("ApplyNamespaceLimitsFunction", "eks:DescribeCluster"),
     ("RemoveNamespaceFunction", "eks:DescribeCluster"),
     ("ReleaseTenantFunction", "eks:DescribeCluster"),
     ("ExplainTenantFunction", "eks:DescribeCluster"),
@@ -173,6 +178,26 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     made.extend(calls(ensured_twice(&config, tenant)).await?);
     seen.insert("SeedConfigFunction", made);
 
+    // As on another plan, and where an item is gone.
+    let registry_database = Database::registry(env)?;
+    let acted = async |action: &dyn Action, tenant: &Tenant| {
+        action.act(tenant, &registry_database).await?;
+        anyhow::Ok(())
+    };
+    let mut other = tenant.clone();
+    (other.quotas.infrequent_access_days, other.quotas.flags["sso"]) = (None, false.into());
+    let lifecycle = BucketLifecycle::from_env(env)?;
+    seen.insert("ApplyBucketLifecycleFunction", calls(acted(&lifecycle, &other)).await?);
+    acted(&lifecycle, tenant).await?;
+    let plan_config = PlanConfig(TenantConfig::from_env(env)?);
+    let mut followed = calls(acted(&plan_config, &other)).await?;
+    acted(&plan_config, tenant).await?;
+    config.remove(tenant).await?;
+    followed.extend(calls(acted(&plan_config, tenant)).await?);
+    seen.insert("ApplyPlanConfigFunction", followed);
+    let price = BillingPrice::from_env(env)?;
+    seen.insert("ApplyBillingPriceFunction", calls(acted(&price, tenant)).await?);
+
     let (welcome, registry_database) = (WelcomeEmail::from_env(env)?, Database::registry(env)?);
     let welcome = async { Ok(welcome.act(tenant, &registry_database).await?) };
     seen.insert("SendWelcomeEmailFunction", Box::pin(calls(welcome)).await?);
@@ -231,6 +256,13 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     let begin = json!({"tenant_id": fresh.id, "execution": execution("first")});
     asked.extend(calls(run(&BeginProvisioning::from_env(env)?, &begin)).await?);
     seen.insert("BeginProvisioningFunction", asked);
+    let changed = &crate::suspension::in_service(world).await?;
+    let (gone, next) = (execution_of("change-plan", "gone"), execution_of("change-plan", "next"));
+    let sql = "UPDATE tenants SET execution = $2, execution_since = now() WHERE id = $1";
+    registry.execute(sql, &[&changed.id.0, &gone]).await?;
+    let begin = json!({"request": {"tenant_id": changed.id, "plan": "growth"}, "execution": next});
+    seen.insert("BeginPlanChangeFunction", calls(run(&BeginPlanChange::from_env(env)?, &begin)).await?);
+    plans::close(&mut world.registry().await?, changed.id, &next).await?;
     let long_ago = "UPDATE tenants SET execution_since = now() - interval '10 minutes' WHERE id = $1";
     registry.execute(long_ago, &[&fresh.id.0]).await?;
     seen.insert("SweepTenantsFunction", calls(run(&SweepTenants::from_env(env)?, &json!({}))).await?);
@@ -277,7 +309,12 @@ async fn disassociate(world: &World, tenant: &Tenant) -> Result<()> {
 }
 
 fn execution(name: &str) -> String {
-    format!("arn:aws:states:us-east-1:000000000000:execution:provision-tenant:{name}-{}", Uuid::new_v4())
+    execution_of("provision-tenant", name)
+}
+
+/// An execution that Step Functions does not know.
+fn execution_of(machine: &str, name: &str) -> String {
+    format!("arn:aws:states:us-east-1:000000000000:execution:{machine}:{name}-{}", Uuid::new_v4())
 }
 
 async fn run(step: &dyn Step, input: &Value) -> Result<()> {

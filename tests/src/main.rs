@@ -21,6 +21,7 @@ mod machine;
 mod mail;
 mod matrix;
 mod namespace;
+mod plan_change;
 mod provisioning;
 mod queue;
 mod races;
@@ -82,6 +83,7 @@ const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("suspension", suspension::CASES),
     ("gate", gate::CASES),
     ("usage", usage::CASES),
+    ("plan_change", plan_change::CASES),
     ("logs", logs::CASES),
     ("matrix", matrix::CASES),
 ];

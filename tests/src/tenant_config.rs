@@ -14,6 +14,7 @@ use crate::world::{Case, World};
 pub const CASES: &[(&str, Case)] = &[
     ("is_seeded_once", |world| Box::pin(is_seeded_once(world))),
     ("what_the_tenant_changed_stays_and_what_is_missing_comes_back", |world| Box::pin(changes_stay(world))),
+    ("what_is_as_seeded_follows_the_plan", |world| Box::pin(follows(world))),
     ("is_removed_with_what_the_product_added", |world| Box::pin(is_removed(world))),
 ];
 
@@ -58,6 +59,37 @@ async fn changes_stay(world: &World) -> Result<()> {
     Ok(config.remove(&tenant).await?)
 }
 
+async fn follows(world: &World) -> Result<()> {
+    let mut tenant = fresh_tenant(world, "config")?;
+    let config = TenantConfig::from_env(&world.env)?;
+    config.ensure(&tenant).await?;
+    let own = AttributeValue::N("50".into());
+    update(world, &tenant, "limits", "SET #values.burst = :value", Some(own.clone())).await?;
+    ensure!(config.inspect(&tenant).await? == Inspection::Present, "the tenant's own choice is called a drift");
+    let quotas = &mut tenant.quotas;
+    quotas.flags.insert("sso".into(), false.into());
+    quotas.flags.insert("beta".into(), true.into());
+    quotas.rate_limits.insert("burst".into(), 20.into());
+    quotas.rate_limits.insert("requests_per_second".into(), 10.into());
+    quotas.settings.remove("session_minutes");
+    let Inspection::Drifted(drift) = config.inspect(&tenant).await? else { anyhow::bail!("the drift was not seen") };
+    let expected = [
+        "flags: no beta",
+        "flags: sso is true, and the plan says false",
+        "limits: requests_per_second is 100, and the plan says 10",
+        "settings: session_minutes is not of this plan",
+    ];
+    ensure!(drift == expected, "{drift:?}");
+    config.ensure(&tenant).await?;
+    ensure!(config.inspect(&tenant).await? == Inspection::Present);
+    ensure!(value(world, &tenant, "flags", "sso").await? == AttributeValue::Bool(false));
+    ensure!(value(world, &tenant, "flags", "beta").await? == AttributeValue::Bool(true));
+    ensure!(value(world, &tenant, "limits", "burst").await? == own, "the tenant's own choice was overwritten");
+    ensure!(value(world, &tenant, "limits", "requests_per_second").await? == AttributeValue::N("10".into()));
+    ensure!(value(world, &tenant, "settings", "session_minutes").await.is_err(), "what no plan has is kept");
+    Ok(config.remove(&tenant).await?)
+}
+
 async fn is_removed(world: &World) -> Result<()> {
     let (tenant, other) = (fresh_tenant(world, "config")?, fresh_tenant(world, "config")?);
     let config = TenantConfig::from_env(&world.env)?;
@@ -87,7 +119,8 @@ fn key(tenant: &Tenant, item: &str) -> Item {
     Item::from([("tenant".to_owned(), text(&tenant.config_key())), ("item".to_owned(), text(item))])
 }
 
-async fn value(world: &World, tenant: &Tenant, item: &str, name: &str) -> Result<AttributeValue> {
+/// A value of an item.
+pub async fn value(world: &World, tenant: &Tenant, item: &str, name: &str) -> Result<AttributeValue> {
     let get = Client::new(&world.env.aws).get_item().table_name(table(world)?).set_key(Some(key(tenant, item)));
     let found = get.send().await?.item.with_context(|| format!("no item {item}"))?;
     let values = found.get("values").and_then(|values| values.as_m().ok()).context("no values")?;

@@ -47,13 +47,17 @@ pub(super) const FAILURES_FLAG_AND_UNDO_NOTHING: Rule = Rule {
         for name in &held {
             let last = last_catch(&states[*name]);
             if last["Next"] != FLAG || last["ResultPath"] != "$.error" {
-                broken.push(format!("{name}: the last Catch must lead to {FLAG} with $.error: the tenant stays in service"));
+                broken.push(format!(
+                    "{name}: the last Catch must lead to {FLAG} with $.error: the tenant stays in service"
+                ));
             }
         }
         for name in held.iter().chain([&FENCE, &FLAG]) {
             let first = &states[*name]["Catch"][0];
             if first["ErrorEquals"] != json!(["Superseded"]) || !end(&first["Next"], "Succeed") {
-                broken.push(format!("{name}: the first Catch must be Superseded alone, and lead to a state that succeeds"));
+                broken.push(format!(
+                    "{name}: the first Catch must be Superseded alone, and lead to a state that succeeds"
+                ));
             }
         }
         if !end(&states[FLAG]["Next"], "Fail") || !end(&last_catch(&states[FLAG])["Next"], "Fail") {

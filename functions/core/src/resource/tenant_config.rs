@@ -129,8 +129,10 @@ impl TenantConfig {
 
     /// Writes an item that is not there.
     async fn create(&self, tenant: &Tenant, item: &str, seeds: &Map<String, Value>) -> Result<(), StepError> {
-        let values: Attributes =
-            seeds.iter().map(|(name, value)| Ok((name.clone(), attribute(value)?))).collect::<Result<_, StepError>>()?;
+        let values: Attributes = seeds
+            .iter()
+            .map(|(name, value)| Ok((name.clone(), attribute(value)?)))
+            .collect::<Result<_, StepError>>()?;
         let put = self.dynamodb.put_item().table_name(&self.table).set_item(Some(key(tenant, item)));
         let put = put.item("values", AttributeValue::M(values.clone())).item("seeded", AttributeValue::M(values));
         let put = put.condition_expression("attribute_not_exists(tenant)").send().await;

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use crate::environment::Environment;
 use crate::error::StepError;
 use crate::postgres::Database;
+use crate::registry;
 use crate::registry::fence::{Actor, check};
 use crate::registry::plans::{self, IN_SERVICE, Limits};
-use crate::registry::{self};
 use crate::request::StepCall;
 use crate::resource::database::{TenantDatabase, Use};
 use crate::step::{Step, log_tenant};
@@ -61,8 +61,7 @@ impl Step for ReportPlanFit {
         let record = registry::read(&*self.registry.client().await?, &call.tenant).await?;
         log_tenant(&record.tenant);
         check(&record, &call.actor, IN_SERVICE)?;
-        let does_not_fit: Vec<Value> =
-            self.misfits(&record.tenant).await?.iter().map(|misfit| json!(misfit)).collect();
+        let does_not_fit: Vec<Value> = self.misfits(&record.tenant).await?.iter().map(|misfit| json!(misfit)).collect();
         if let Actor::Execution(execution) = &call.actor {
             let mut client = self.registry.client().await?;
             plans::report(&mut client, record.tenant.id, execution, &does_not_fit).await?;

@@ -58,7 +58,12 @@ impl Step for BeginProvisioning {
         log_tenant(&record.tenant);
         let id = record.tenant.id;
         let Actor::Execution(execution) = &call.actor else {
-            return by_hand(&record, &[Status::Active, Status::Suspended], json!({"decision": "nothing_to_do"}), MACHINE);
+            return by_hand(
+                &record,
+                &[Status::Active, Status::Suspended],
+                json!({"decision": "nothing_to_do"}),
+                MACHINE,
+            );
         };
         if record.tenant.status == Status::Pending && !call.compensate {
             // Before the fence: a refused tenant has made nothing, and stays as it is.
@@ -115,7 +120,7 @@ impl Step for Settle {
         };
         let failure = call.failure.unwrap_or_else(Failure::compensated);
         match self.how {
-            How::Close => fence::give_back(&client, id, execution).await?,
+            How::Close => fence::give_back(&*client, id, execution).await?,
             How::Flag => {
                 tracing::error!(needs_operator = true, error = failure.error, "the tenant is flagged");
                 fence::flag(&mut client, id, execution, &failure).await?;
@@ -127,12 +132,7 @@ impl Step for Settle {
 
 /// A person can hold no fence, so by hand these steps do nothing on a tenant that is where they would bring it, and are
 /// refused on any other. `machine` is whose executions do it.
-pub(super) fn by_hand(
-    record: &Record,
-    settled: &[Status],
-    nothing: Value,
-    machine: &str,
-) -> Result<Value, StepError> {
+pub(super) fn by_hand(record: &Record, settled: &[Status], nothing: Value, machine: &str) -> Result<Value, StepError> {
     if record.execution.is_none() && settled.contains(&record.tenant.status) {
         return Ok(nothing);
     }

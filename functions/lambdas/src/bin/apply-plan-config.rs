@@ -5,5 +5,8 @@ use tenantry_core::step::{Journaled, Served, serve};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Served {
-    serve(env!("CARGO_BIN_NAME"), |env| Journaled::after_activation(env, Box::new(PlanConfig(TenantConfig::from_env(env)?)))).await
+    serve(env!("CARGO_BIN_NAME"), |env| {
+        Journaled::after_activation(env, Box::new(PlanConfig(TenantConfig::from_env(env)?)))
+    })
+    .await
 }

@@ -97,9 +97,8 @@ mod tests {
     fn another_plans_rules_go_and_those_of_no_plan_stay() {
         let (starter, mut growth) = (tenant().quotas, tenant().quotas);
         growth.infrequent_access_days = Some(90);
-        let own = rule("archive-logs").transitions(
-            Transition::builder().days(365).storage_class(TransitionStorageClass::DeepArchive).build(),
-        );
+        let own = rule("archive-logs")
+            .transitions(Transition::builder().days(365).storage_class(TransitionStorageClass::DeepArchive).build());
         let mut kept = rules(&growth).expect("rules");
         kept.push(own.build().expect("a rule"));
         let wanted = beside_others(&kept, rules(&starter).expect("rules"));

@@ -2,8 +2,8 @@
 
 mod empty;
 mod lifecycle;
-mod policy;
 pub mod plan;
+mod policy;
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
@@ -80,11 +80,7 @@ impl Bucket {
     /// function that writes it.
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
         env.required("STACK_ROLE_ARNS")?;
-        Ok(Bucket {
-            s3: client(env),
-            account: env.required("ACCOUNT_ID")?,
-            stack_roles: env.list("STACK_ROLE_ARNS"),
-        })
+        Ok(Bucket { s3: client(env), account: env.required("ACCOUNT_ID")?, stack_roles: env.list("STACK_ROLE_ARNS") })
     }
 
     /// Everything there is to know, in one round trip: all questions are asked at once, and the tags decide whether the
