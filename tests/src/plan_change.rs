@@ -103,12 +103,11 @@ async fn rule_ids(world: &World, tenant: &Tenant) -> Result<Vec<String>> {
     Ok(ids)
 }
 
-async fn price(world: &World, tenant: &Tenant) -> Result<String> {
+/// The one item of the tenant's subscription. The local Stripe makes another one whenever it is changed.
+async fn subscribed(world: &World, tenant: &Tenant) -> Result<Value> {
     let sql = "SELECT subscription FROM billing_accounts WHERE tenant_id = $1";
     let id: String = world.registry().await?.query_one(sql, &[&tenant.id.0]).await?.get(0);
-    let subscription = world.stripe(&format!("/v1/subscriptions/{id}")).await?;
-    let price = subscription["items"]["data"][0]["plan"]["id"].as_str();
-    price.map(str::to_owned).with_context(|| format!("no price: {subscription}"))
+    Ok(world.stripe(&format!("/v1/subscriptions/{id}")).await?["items"]["data"][0].clone())
 }
 
 async fn limit(world: &World, tenant: &Tenant) -> Result<i64> {
@@ -147,7 +146,8 @@ async fn upgrade(world: &World) -> Result<()> {
     ensure!(value(world, &tenant, "limits", "burst").await? == AttributeValue::N("200".into()));
     ensure!(value(world, &tenant, "flags", "api_access").await? == off, "the tenant's own choice was overwritten");
     ensure!(value(world, &tenant, "settings", "locale").await? == german, "the tenant's own choice was overwritten");
-    ensure!(price(world, &tenant).await? == "growth");
+    let item = subscribed(world, &tenant).await?;
+    ensure!(item["plan"]["id"] == "growth", "{item}");
 
     events.events_of("tenant.plan_changed", &id).await?;
     let heard = events.settled("tenant.plan_changed", &id).await?;
@@ -169,12 +169,13 @@ async fn upgrade(world: &World) -> Result<()> {
     let before = world.faults.calls_with(&marked).len();
     change(world, &tenant, "growth").await?.succeeded()?;
     let calls = world.faults.calls_with(&marked);
-    let again = calls.iter().skip(before).filter(|call| matches!(call.system, System::Aws | System::Stripe));
+    let again = calls.iter().skip(before).filter(|call| call.system == System::Aws);
     let again: Vec<_> = again.filter(|call| call.function.starts_with("apply-")).collect();
-    ensure!(again.len() >= 4, "nothing was looked at: {again:?}");
+    ensure!(again.len() >= 3, "nothing was looked at: {again:?}");
     for call in again {
         ensure!(call.reads(), "{} did more than look: {}", call.function, call.what);
     }
+    ensure!(subscribed(world, &tenant).await? == item, "the subscription was changed again");
     settled(world, &tenant, Plan::Growth).await?;
     ensure!(told(world, tenant.id).await?.len() == 1, "it was told twice");
     // The sign-up that comes late once more asks for the plan that it asked for.
@@ -215,7 +216,7 @@ async fn downgrade(world: &World) -> Result<()> {
     ensure!(rule_ids(world, &tenant).await? == ["incomplete-uploads", "replaced-versions"]);
     ensure!(value(world, &tenant, "flags", "sso").await? == AttributeValue::Bool(false));
     ensure!(value(world, &tenant, "flags", "custom_domain").await? == AttributeValue::Bool(true), "its own choice");
-    ensure!(price(world, &tenant).await? == "starter");
+    ensure!(subscribed(world, &tenant).await?["plan"]["id"] == "starter");
     ensure!(limit(world, &tenant).await? == 100_000);
 
     let told = told(world, tenant.id).await?;
@@ -376,6 +377,9 @@ async fn flagged(world: &World) -> Result<()> {
     let step: String = world.registry().await?.query_one(sql, &[&tenant.id.0]).await?.get(0);
     ensure!(step == "apply-bucket-lifecycle", "{step}");
     ensure!(told(world, tenant.id).await?.is_empty(), "told, and not finished");
+    let asked = world.invoke("explain-tenant", &json!({"slug": tenant.slug})).await?;
+    let next = asked.map_err(|error| anyhow::anyhow!("{error:?}"))?["next"].clone();
+    ensure!(next.as_str().is_some_and(|next| next.contains("start change-plan")), "{next}");
 
     let by_hand = json!({"slug": tenant.slug, "execution": "manual:test"});
     world.invoke("create-bucket", &by_hand).await?.map_err(|error| anyhow::anyhow!("{error:?}"))?;

@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
-use super::provisioning::by_hand;
+use super::provisioning::{MACHINE, by_hand};
 use crate::environment::Environment;
 use crate::error::StepError;
 use crate::gate::Projector;
@@ -61,7 +61,7 @@ impl Step for ActivateTenant {
         let record = registry::read(&*client, &call.tenant).await?;
         log_tenant(&record.tenant);
         let Actor::Execution(execution) = &call.actor else {
-            return by_hand(&record, IN_SERVICE, json!({ "status": record.tenant.status }));
+            return by_hand(&record, IN_SERVICE, json!({ "status": record.tenant.status }), MACHINE);
         };
         let status = lifecycle::activate(&mut client, record.tenant.id, execution, &self.base_domain).await?;
         // A gate that was asked for the host too early remembers it. Where Redis is down, the gate asks the registry, and

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::environment::Environment;
 use crate::error::StepError;
 use crate::postgres::Database;
-use crate::registry::{self, Record};
+use crate::registry::{self, Record, plans};
 use crate::request::tenant_asked_about;
 use crate::resource::{self, Inspection, Resource};
 use crate::step::{Step, log_tenant};
@@ -75,7 +75,8 @@ impl Step for ExplainTenant {
         log_tenant(&record.tenant);
         let (looks, history) = futures::join!(self.looks(&record), self.history(&record));
         let (failure, held_since, journal) = history?;
-        let next = next(&record, &failure, &looks);
+        let change = plans::open(&*self.registry.client().await?, record.tenant.id).await?;
+        let next = next(&record, &failure, &looks, change.is_some());
         let text = text(&record, &failure, held_since.as_deref(), &journal, &looks, &next);
         let resources = looks.iter().map(|(kind, word, details)| json!({"kind": kind, "is": word, "details": details}));
         let tenant = &record.tenant;
@@ -100,10 +101,13 @@ impl Step for ExplainTenant {
     }
 }
 
-/// What to do next, in one sentence.
-fn next(record: &Record, failure: &Value, looks: &[Look]) -> String {
+/// What to do next, in one sentence. `changes_plan` says whether a plan change is not finished.
+fn next(record: &Record, failure: &Value, looks: &[Look], changes_plan: bool) -> String {
     let (tenant, id) = (&record.tenant, record.tenant.id);
     let again = format!("start provision-tenant with {{\"tenant_id\": \"{id}\"}}");
+    if let (Some(execution), true) = (&record.execution, changes_plan) {
+        return format!("wait for {execution}, which changes the plan; stopped, it is finished by another");
+    }
     if let Some(execution) = &record.execution {
         return format!("wait for {execution}; stopping it cancels the attempt, and what it made is undone");
     }
@@ -123,6 +127,10 @@ fn next(record: &Record, failure: &Value, looks: &[Look]) -> String {
         ),
         Status::Pending if failure.is_object() => format!("remove the cause of the last failure, then {again}"),
         Status::Pending | Status::Provisioning => again,
+        Status::Active | Status::Suspended if record.needs_operator.is_some() && changes_plan => format!(
+            "put right what needs_operator names, then start change-plan with {{\"tenant_id\": \"{id}\"}}, which finishes \
+             the change and clears the flag"
+        ),
         Status::Active | Status::Suspended if record.needs_operator.is_some() => {
             "put right what needs_operator names, run that step by hand, then clear needs_operator in the registry"
                 .to_owned()
