@@ -126,7 +126,8 @@ async fn upgrade(world: &World) -> Result<()> {
     update(world, &tenant, "flags", "SET #values.api_access = :value", Some(off.clone())).await?;
     update(world, &tenant, "settings", "SET #values.locale = :value", Some(german.clone())).await?;
     let mut own = rules(world, &tenant).await?;
-    let archive = LifecycleRule { id: Some("archive-logs".into()), ..own[0].clone() };
+    let mut archive = own[0].clone();
+    archive.id = Some("archive-logs".into());
     own.push(archive);
     let own = BucketLifecycleConfiguration::builder().set_rules(Some(own)).build()?;
     let put = world.s3().put_bucket_lifecycle_configuration().bucket(tenant.bucket());
