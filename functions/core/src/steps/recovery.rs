@@ -15,7 +15,7 @@ use crate::environment::Environment;
 use crate::error::{Problem, StepError};
 use crate::postgres::Database;
 use crate::registry::fence::{self, Failure};
-use crate::registry::{self, Record, Selector, retries};
+use crate::registry::{self, Record, Selector, billing_state, retries};
 use crate::step::{Step, log_tenant};
 use crate::tenant::TenantId;
 
@@ -32,9 +32,11 @@ struct Recovery {
 /// Recovers the tenant of one execution that ended.
 pub struct RecoverExecution(Recovery);
 
-/// Recovers every tenant whose execution has ended, starts the attempts that are due, and ends what was never paid for.
+/// Recovers every tenant whose execution has ended, starts the attempts that are due, ends what was never paid for, and has
+/// billing looked at where a grace period is over.
 pub struct SweepTenants {
     recovery: Recovery,
+    follow_machine: String,
     sign_up_expiry: f64,
     /// Before each further attempt, in seconds.
     pauses: Vec<f64>,
@@ -62,10 +64,10 @@ impl Recovery {
         let name = format!("recover-{}{round}", Uuid::new_v5(&Uuid::NAMESPACE_URL, ended.as_bytes()));
         let action = if status == ExecutionStatus::Aborted.as_str() {
             // Stopping an execution is how an operator cancels it.
-            self.start(&name, tenant, "compensate").await?;
+            self.provision(&name, tenant, "compensate").await?;
             "compensate"
         } else if record.takeovers < MOST_TAKEOVERS {
-            self.start(&name, tenant, "provision").await?;
+            self.provision(&name, tenant, "provision").await?;
             "resume"
         } else {
             tracing::error!(needs_operator = true, "the tenant is flagged: it was resumed too often");
@@ -80,9 +82,14 @@ impl Recovery {
         Ok(action)
     }
 
-    async fn start(&self, name: &str, tenant: TenantId, intent: &str) -> Result<(), StepError> {
-        let input = json!({ "tenant_id": tenant, "intent": intent }).to_string();
-        let start = self.machines.start_execution().state_machine_arn(&self.provision_machine).name(name).input(input);
+    async fn provision(&self, name: &str, tenant: TenantId, intent: &str) -> Result<(), StepError> {
+        let input = json!({ "tenant_id": tenant, "intent": intent });
+        self.start(&self.provision_machine, name, tenant, &input).await
+    }
+
+    /// Starts an execution, once for each name.
+    async fn start(&self, machine: &str, name: &str, tenant: TenantId, input: &Value) -> Result<(), StepError> {
+        let start = self.machines.start_execution().state_machine_arn(machine).name(name).input(input.to_string());
         match start.send().await {
             Ok(_) => Ok(()),
             Err(error) if crate::aws::code(&error) == Some("ExecutionAlreadyExists") => Ok(()),
@@ -121,13 +128,14 @@ impl SweepTenants {
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
         Ok(SweepTenants {
             recovery: Recovery::from_env(env)?,
+            follow_machine: env.required("FOLLOW_BILLING_MACHINE_ARN")?,
             sign_up_expiry: env.number("SIGN_UP_EXPIRY_SECONDS")?,
             pauses: env.numbers("RETRY_PAUSES")?,
         })
     }
 
     /// A tenant's trouble is logged, and keeps nobody else from being looked at.
-    async fn sweep(&self) -> Result<[usize; 3], StepError> {
+    async fn sweep(&self) -> Result<[usize; 4], StepError> {
         let Recovery { registry, .. } = &self.recovery;
         let held = retries::held(&*registry.client().await?, FUNCTION_TIMEOUT.as_secs_f64()).await?;
         let mut recovered = 0;
@@ -143,7 +151,12 @@ impl SweepTenants {
         for tenant in &expired {
             tracing::info!(tenant = %tenant, "a sign-up that was not paid for has expired");
         }
-        Ok([recovered, started, expired.len()])
+        let owing = billing_state::grace_ended(&*registry.client().await?).await?;
+        let mut looked_at = 0;
+        for tenant in owing {
+            looked_at += usize::from(noted(tenant, self.look_at_billing(tenant).await.map(|()| true)));
+        }
+        Ok([recovered, started, expired.len(), looked_at])
     }
 
     async fn recover_held(&self, tenant: TenantId, execution: &str) -> Result<bool, StepError> {
@@ -159,9 +172,16 @@ impl SweepTenants {
     async fn try_again(&self, due: &retries::Due) -> Result<(), StepError> {
         let round = if due.retry == 0 { round() } else { String::new() };
         let name = format!("retry-{}-{}{round}", due.tenant, due.retry);
-        self.recovery.start(&name, due.tenant, "provision").await?;
+        self.recovery.provision(&name, due.tenant, "provision").await?;
         tracing::info!(tenant = %due.tenant, retry = due.retry, "trying again");
         retries::started(&*self.recovery.registry.client().await?, due, &self.pauses).await
+    }
+
+    /// It may have been paid by now: billing is asked again, and suspends, or does not.
+    async fn look_at_billing(&self, tenant: TenantId) -> Result<(), StepError> {
+        let name = format!("grace-{tenant}{}", round());
+        tracing::info!(%tenant, "the grace period is over");
+        self.recovery.start(&self.follow_machine, &name, tenant, &json!({ "tenant_id": tenant })).await
     }
 }
 
@@ -202,7 +222,7 @@ impl Step for RecoverExecution {
 #[async_trait]
 impl Step for SweepTenants {
     async fn run(&self, _name: &'static str, _input: &Value) -> Result<Value, StepError> {
-        let [recovered, started, expired] = self.sweep().await?;
-        Ok(json!({ "recovered": recovered, "started": started, "expired": expired }))
+        let [recovered, started, expired, looked_at] = self.sweep().await?;
+        Ok(json!({ "recovered": recovered, "started": started, "expired": expired, "looked_at": looked_at }))
     }
 }
