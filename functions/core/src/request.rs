@@ -286,7 +286,11 @@ impl Fields {
     }
 
     /// A field that must be there. `None` when there is a problem with it.
-    pub(crate) fn required<T, R: Into<Rule>>(&mut self, field: &str, read: impl FnOnce(&Value) -> Result<T, R>) -> Option<T> {
+    pub(crate) fn required<T, R: Into<Rule>>(
+        &mut self,
+        field: &str,
+        read: impl FnOnce(&Value) -> Result<T, R>,
+    ) -> Option<T> {
         match self.optional(field, read) {
             Some(None) => {
                 self.problem(field, "is required");

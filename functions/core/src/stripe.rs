@@ -74,7 +74,9 @@ impl Stripe {
     pub async fn subscription(&self, id: &str) -> Result<Subscription, StepError> {
         let object = self.get(&format!("/v1/subscriptions/{id}"), &[]).await?;
         let object = object.ok_or_else(|| {
-            StepError::Unexpected(format!("Stripe knows no subscription {id}: is the key in STRIPE_SECRET another account's?"))
+            StepError::Unexpected(format!(
+                "Stripe knows no subscription {id}: is the key in STRIPE_SECRET another account's?"
+            ))
         })?;
         Subscription::of_stripe(&object)
     }

@@ -106,7 +106,10 @@ mod tests {
             "items": {"data": [{"price": {"id": "price_growth"}}, {"plan": {"id": "price_support"}}]},
         });
         let read = Subscription::of_stripe(&old).expect("a subscription");
-        assert_eq!((read.standing, read.prices), (Standing::Owing, vec!["price_growth".into(), "price_support".into()]));
+        assert_eq!(
+            (read.standing, read.prices),
+            (Standing::Owing, vec!["price_growth".into(), "price_support".into()])
+        );
         let new = json!({"items": {"data": [{"current_period_start": 1_700_000_000}]}});
         assert_eq!(read.period_start, period_start(&new));
         assert!(matches!(Subscription::of_stripe(&json!({"status": "asleep"})), Err(StepError::Unexpected(_))));

@@ -150,13 +150,7 @@ async fn ask(upstream: &Upstream, kept: &Kept, method: Method, path: &str, form:
     Ok(serde_json::from_slice(&send(upstream, kept, method, path, form).await?)?)
 }
 
-async fn send(
-    upstream: &Upstream,
-    kept: &Kept,
-    method: Method,
-    path: &str,
-    form: &[(&str, &str)],
-) -> Result<Bytes> {
+async fn send(upstream: &Upstream, kept: &Kept, method: Method, path: &str, form: &[(&str, &str)]) -> Result<Bytes> {
     let body = Serializer::new(String::new()).extend_pairs(form).finish();
     let request = Request::builder()
         .method(method)

@@ -204,6 +204,8 @@ pub(super) const PAYLOADS_ARE_SMALL: Rule = Rule {
                     "request.$" if matches!(name, "ValidateRequest" | "RegisterTenant") => "$",
                     // Which tenant, for which reason, and who wants it.
                     "request.$" if matches!(name, "SuspendTenant" | "ReactivateTenant") => "$",
+                    // Billing's ids of what happened.
+                    "request.$" if name == "FollowBilling" => "$",
                     "payment.$" if name == "ConfirmPayment" => "$",
                     _ => "nothing",
                 };

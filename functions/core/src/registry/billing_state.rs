@@ -65,7 +65,8 @@ pub async fn claim(transaction: &Transaction<'_>, tenant: TenantId, account: &Ac
 /// # Errors
 /// When the registry cannot be read.
 pub async fn followed(client: &impl GenericClient, tenant: TenantId) -> Result<Option<Followed>, StepError> {
-    let sql = "SELECT customer, subscription, coalesce(cancelled_by_us = subscription, false) AS cancelled_by_us, sequence,
+    let sql =
+        "SELECT customer, subscription, coalesce(cancelled_by_us = subscription, false) AS cancelled_by_us, sequence,
                       standing, prices, period_start
                FROM billing_accounts WHERE tenant_id = $1 AND customer IS NOT NULL AND subscription IS NOT NULL";
     let Some(row) = client.query_opt(sql, &[&tenant.0]).await? else { return Ok(None) };
@@ -141,11 +142,7 @@ pub async fn anchor(client: &impl GenericClient, tenant: TenantId, start: Offset
 ///
 /// # Errors
 /// When the registry cannot be read.
-pub async fn plan_of(
-    client: &impl GenericClient,
-    own: Plan,
-    prices: &[String],
-) -> Result<Option<Plan>, StepError> {
+pub async fn plan_of(client: &impl GenericClient, own: Plan, prices: &[String]) -> Result<Option<Plan>, StepError> {
     let sql = "SELECT plan::text AS plan FROM plan_quotas WHERE billing_price = ANY($1)
                ORDER BY plan <> $2::text::plan, plan LIMIT 1";
     let row = client.query_opt(sql, &[&prices, &own.as_str()]).await?;

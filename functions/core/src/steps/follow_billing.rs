@@ -76,8 +76,7 @@ impl FollowBilling {
             return Ok(ignored(Some(tenant.id), "billing has said nothing of the subscription yet"));
         };
         let subscription = &followed.account.subscription;
-        let Some(grace_is_over) =
-            billing_state::keep(&transaction, tenant.id, subscription, &seen, sequence).await?
+        let Some(grace_is_over) = billing_state::keep(&transaction, tenant.id, subscription, &seen, sequence).await?
         else {
             return Ok(ignored(Some(tenant.id), "the subscription was given up meanwhile"));
         };
@@ -93,9 +92,7 @@ impl FollowBilling {
         match call {
             BillingCall::Look(tenant) => Ok(Some(registry::read(client, tenant).await?.tenant.id)),
             BillingCall::Happened(account) => billing_state::owner(client, account, false).await,
-            BillingCall::Changed(change) => {
-                billing_state::owner(client, &change.account, self.stripe.is_none()).await
-            }
+            BillingCall::Changed(change) => billing_state::owner(client, &change.account, self.stripe.is_none()).await,
         }
     }
 
