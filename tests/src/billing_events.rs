@@ -29,6 +29,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("what_happens_at_stripe_is_followed_by_itself", |world| Box::pin(by_itself(world))),
     ("stripe_is_believed_and_not_the_event", |world| Box::pin(believed(world))),
     ("a_plans_grace_is_waited_for_and_a_sweep_ends_it", |world| Box::pin(grace(world))),
+    ("an_event_that_was_lost_is_made_up_for_within_a_day", |world| Box::pin(lost(world))),
     ("a_payment_lifts_nothing_that_others_imposed", |world| Box::pin(lifts_its_own(world))),
     ("what_is_foreign_old_or_our_own_doing_is_ignored", |world| Box::pin(ignored(world))),
     ("only_an_owner_who_asks_for_it_is_offboarded", |world| Box::pin(leaving(world))),
@@ -274,6 +275,19 @@ async fn grace(world: &World) -> Result<()> {
     let times: i64 = registry.query_one(sql, &[&tenant.id.0]).await?.get(0);
     ensure!(times == 1, "suspended {times} times");
     Ok(())
+}
+
+async fn lost(world: &World) -> Result<()> {
+    let Subscriber { tenant, account } = subscriber(world, Plan::Starter).await?;
+    becomes(world, &account, json!({"status": "past_due"})).await?;
+    let looked = "UPDATE billing_accounts SET looked_at = now() - $2::text::interval WHERE tenant_id = $1";
+    let registry = world.registry().await?;
+    registry.execute(looked, &[&tenant.id.0, &"23 hours"]).await?;
+    sweep(world).await?;
+    ensure!(standing(world, &tenant).await?.0 == Status::Active, "looked at within a day");
+    registry.execute(looked, &[&tenant.id.0, &"25 hours"]).await?;
+    sweep(world).await?;
+    until(world, &tenant, Status::Suspended).await
 }
 
 async fn lifts_its_own(world: &World) -> Result<()> {

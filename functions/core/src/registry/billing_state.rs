@@ -113,7 +113,7 @@ pub async fn keep(
     sequence: Option<i64>,
 ) -> Result<Option<bool>, StepError> {
     let sql = "UPDATE billing_accounts b
-               SET standing = $3, prices = $4, period_start = $5, sequence = coalesce($6, sequence),
+               SET standing = $3, prices = $4, period_start = $5, sequence = coalesce($6, sequence), looked_at = now(),
                    past_due_since = CASE WHEN $3 = 'owing' THEN coalesce(past_due_since, now()) END
                FROM tenants t JOIN plan_quotas q USING (plan)
                WHERE t.id = b.tenant_id AND b.tenant_id = $1 AND subscription = $2
@@ -149,16 +149,19 @@ pub async fn plan_of(client: &impl GenericClient, own: Plan, prices: &[String]) 
     row.map(|row| known(&row, "plan")).transpose()
 }
 
-/// Tenants whose grace is over and who are still in service, the longest owing first.
+/// Tenants that billing is to be asked about: those whose grace is over and who are still in service, and those that it was not
+/// asked about for a day, should an event have been lost. Those that wait longest come first.
 ///
 /// # Errors
 /// When the registry cannot be read.
-pub async fn grace_ended(client: &Client) -> Result<Vec<TenantId>, StepError> {
+pub async fn to_look_at(client: &Client) -> Result<Vec<TenantId>, StepError> {
     let sql = "SELECT b.tenant_id FROM billing_accounts b JOIN tenants t ON t.id = b.tenant_id JOIN plan_quotas q USING (plan)
-               WHERE b.past_due_since + make_interval(secs => q.payment_grace_seconds) <= now()
-                 AND b.cancelled_by_us IS DISTINCT FROM b.subscription AND t.status <> 'deprovisioned'
-                 AND NOT EXISTS (SELECT FROM suspensions s WHERE s.tenant_id = t.id AND s.reason = 'payment_failure')
-               ORDER BY b.past_due_since LIMIT $1";
+               WHERE b.subscription IS NOT NULL AND b.cancelled_by_us IS DISTINCT FROM b.subscription
+                 AND t.status <> 'deprovisioned'
+                 AND (b.looked_at < now() - interval '1 day'
+                      OR b.past_due_since + make_interval(secs => q.payment_grace_seconds) <= now() AND NOT EXISTS (
+                          SELECT FROM suspensions s WHERE s.tenant_id = t.id AND s.reason = 'payment_failure'))
+               ORDER BY b.looked_at LIMIT $1";
     let rows = client.query(sql, &[&BATCH]).await?;
     rows.iter().map(|row| Ok(TenantId(row.try_get(0)?))).collect()
 }

@@ -33,7 +33,7 @@ struct Recovery {
 pub struct RecoverExecution(Recovery);
 
 /// Recovers every tenant whose execution has ended, starts the attempts that are due, ends what was never paid for, and has
-/// billing looked at where a grace period is over.
+/// billing looked at where a grace period is over, or nothing was heard of it for a day.
 pub struct SweepTenants {
     recovery: Recovery,
     follow_machine: String,
@@ -151,9 +151,9 @@ impl SweepTenants {
         for tenant in &expired {
             tracing::info!(tenant = %tenant, "a sign-up that was not paid for has expired");
         }
-        let owing = billing_state::grace_ended(&*registry.client().await?).await?;
+        let to_look_at = billing_state::to_look_at(&*registry.client().await?).await?;
         let mut looked_at = 0;
-        for tenant in owing {
+        for tenant in to_look_at {
             looked_at += usize::from(noted(tenant, self.look_at_billing(tenant).await.map(|()| true)));
         }
         Ok([recovered, started, expired.len(), looked_at])
@@ -177,10 +177,10 @@ impl SweepTenants {
         retries::started(&*self.recovery.registry.client().await?, due, &self.pauses).await
     }
 
-    /// It may have been paid by now: billing is asked again, and suspends, or does not.
+    /// Whether it is paid by now is asked again, and not concluded from what was said before.
     async fn look_at_billing(&self, tenant: TenantId) -> Result<(), StepError> {
-        let name = format!("grace-{tenant}{}", round());
-        tracing::info!(%tenant, "the grace period is over");
+        let name = format!("look-{tenant}{}", round());
+        tracing::info!(%tenant, "billing is looked at again");
         self.recovery.start(&self.follow_machine, &name, tenant, &json!({ "tenant_id": tenant })).await
     }
 }

@@ -39,7 +39,7 @@ pub(super) async fn show(stack: &Stack, slug: &str, progress: &Progress) -> Resu
     let of = "SELECT subscription FROM billing_accounts JOIN tenants ON id = tenant_id WHERE slug = $1";
     let subscription: String = client.query_one(of, &[&slug]).await?.get(0);
     for (becomes, event, status) in [("past_due", "invoice.payment_failed", 402), ("active", "invoice.paid", 200)] {
-        progress.say(&format!("\nStripe sends {event} of {slug}'s subscription, which is {becomes}"));
+        progress.say(&format!("\nAt Stripe, {slug}'s subscription is {becomes}: {event} is on its way"));
         stripe::play(&export("STRIPE_API_URL")?, &subscription, &json!({ "status": becomes }), &[event]).await?;
         let arn = started(&aws, stack.output("FollowBillingMachine")?, event, &subscription).await?;
         progress.say(&format!("  {arn}"));
