@@ -173,7 +173,8 @@ async fn idempotent(world: &World) -> Result<()> {
     Ok(())
 }
 
-async fn ask(world: &World, path: &str, form: &[(&str, &str)], key: Option<&str>) -> Result<(u16, Value)> {
+/// Posts a form to Stripe. Returns status and answer.
+pub async fn ask(world: &World, path: &str, form: &[(&str, &str)], key: Option<&str>) -> Result<(u16, Value)> {
     let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
     let mut request = reqwest::Client::new()
         .post(format!("{}{path}", world.export("STRIPE_API_URL")?))

@@ -15,8 +15,13 @@ impl World {
 
     /// Puts an event on the bus, as billing or the product's sign-up would.
     pub async fn put_event(&self, source: &str, detail_type: &str, detail: &Value) -> Result<()> {
+        self.put_event_on(&self.env.required("EVENT_BUS_NAME")?, source, detail_type, detail).await
+    }
+
+    /// Puts an event on any bus.
+    pub async fn put_event_on(&self, bus: &str, source: &str, detail_type: &str, detail: &Value) -> Result<()> {
         let entry = PutEventsRequestEntry::builder()
-            .event_bus_name(self.env.required("EVENT_BUS_NAME")?)
+            .event_bus_name(bus)
             .source(source)
             .detail_type(detail_type)
             .detail(detail.to_string())

@@ -29,6 +29,7 @@ use tenantry_core::resource::tenant_config::{PlanConfig, TenantConfig};
 use tenantry_core::step::{Action, Step};
 use tenantry_core::steps::compensation::ReleaseTenant;
 use tenantry_core::steps::explain::ExplainTenant;
+use tenantry_core::steps::follow_billing::FollowBilling;
 use tenantry_core::steps::plan_change::BeginPlanChange;
 use tenantry_core::steps::provisioning::BeginProvisioning;
 use tenantry_core::steps::publish::PublishEvents;
@@ -157,6 +158,7 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     seen.insert("CreateQueueFunction", calls(ensured_twice(&queue, tenant)).await?);
     let (billing, invite) = (Billing::from_env(env)?, Invite::from_env(env)?);
     seen.insert("ConfigureBillingFunction", calls(ensured_twice(&billing, tenant)).await?);
+    seen.insert("FollowBillingFunction", calls(run(&FollowBilling::from_env(env)?, &by_hand)).await?);
     seen.insert("InviteAdminFunction", calls(ensured_twice(&invite, tenant)).await?);
     seen.insert("CreateBucketFunction", calls(ensured_twice(&bucket, tenant)).await?);
     let mut made = calls(ensured_twice(&identity, tenant)).await?;

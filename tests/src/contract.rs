@@ -5,6 +5,7 @@
 
 pub use flow::UNDOES;
 
+mod billing;
 mod flow;
 mod in_service;
 mod inputs;
@@ -31,6 +32,8 @@ pub struct Contract {
     binaries: BTreeSet<String>,
     /// `events/*.json`, by name.
     inputs: BTreeMap<String, Value>,
+    /// `events/billing/*.json`, by name.
+    billing: BTreeMap<String, Value>,
     /// `events/steps/*.json`, by step.
     step_inputs: BTreeMap<String, Value>,
     /// `events/schemas/*.json`, by event type.
@@ -82,6 +85,7 @@ cases! {
     permissions::MACHINES_CALL_THEIR_FUNCTIONS: "a machine may call its functions and nothing else",
     inputs::EVERY_STEP_HAS_AN_INPUT: "every function has an input to run it by hand, which it accepts",
     inputs::WORKFLOWS_HAVE_INPUTS: "the workflow's inputs are accepted, and no two share a tenant",
+    billing::SAMPLES_ARE_FOLLOWED: "a sample of each of billing's events starts follow-billing, with ids alone",
     inputs::SCHEMAS_ARE_STRICT: "schemas admit what we send and no personal data",
 }
 
@@ -118,6 +122,7 @@ impl Contract {
             template: template::parse(&text).context("infra/template.yaml")?,
             binaries: names(&repository.join("functions/lambdas/src/bin"), ".rs")?.into_iter().collect(),
             inputs: documents(&repository.join("events"), ".json")?,
+            billing: documents(&repository.join("events/billing"), ".json")?,
             step_inputs: documents(&repository.join("events/steps"), ".json")?,
             schemas: documents(&repository.join("events/schemas"), ".json")?,
         })

@@ -4,6 +4,8 @@
 
 mod bad_input;
 mod billing;
+mod billing_events;
+mod billing_order;
 mod bucket;
 mod bus;
 mod calls;
@@ -71,6 +73,8 @@ const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("tenant_config", tenant_config::CASES),
     ("queue", queue::CASES),
     ("billing", billing::CASES),
+    ("billing_events", billing_events::CASES),
+    ("billing_order", billing_order::CASES),
     ("mail", mail::CASES),
     ("calls", calls::CASES),
     ("provisioning", provisioning::CASES),

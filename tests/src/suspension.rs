@@ -24,7 +24,7 @@ pub const CASES: &[(&str, Case)] = &[
 ];
 
 /// A tenant under the fence of an execution that is nobody's, as in mid-provisioning.
-async fn provisioning(world: &World) -> Result<(Tenant, String)> {
+pub async fn provisioning(world: &World) -> Result<(Tenant, String)> {
     let mut registry = world.registry().await?;
     let tenant = registered(world, &mut registry, Plan::Starter, true).await?.tenant;
     let execution = format!("arn:aws:states:us-east-1:000000000000:execution:provision-tenant:{}", Uuid::new_v4());

@@ -4,6 +4,7 @@
 //! those call a client. Nothing below [`step`] knows that it runs in Lambda.
 
 pub mod aws;
+pub mod billing_event;
 pub mod capacity;
 pub mod dns_check;
 pub mod eks_token;
@@ -21,4 +22,5 @@ pub mod resource;
 pub mod step;
 pub mod steps;
 pub mod stripe;
+pub mod subscription;
 pub mod tenant;

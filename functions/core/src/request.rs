@@ -193,10 +193,7 @@ impl PlanChangeCall {
 fn carried_out(document: &Value) -> Result<(Fields, Option<Actor>, Fields), StepError> {
     let mut outer = Fields::of("", document)?;
     let execution = outer.required("execution", name::<Actor>);
-    let request = match outer.left.remove("request") {
-        Some(request) => Fields::of("request", &request)?,
-        None => Fields { path: "", left: std::mem::take(&mut outer.left), problems: Vec::new() },
-    };
+    let request = outer.request()?;
     Ok((outer, execution, request))
 }
 
@@ -221,7 +218,7 @@ pub fn tenant_asked_about(document: &Value) -> Result<Selector, StepError> {
 }
 
 /// The one tenant that a document names.
-fn selector(fields: &mut Fields) -> Option<Selector> {
+pub(crate) fn selector(fields: &mut Fields) -> Option<Selector> {
     let id = fields.optional("tenant_id", name::<TenantId>);
     let slug = fields.optional("slug", name::<Slug>);
     match (id, slug) {
@@ -300,17 +297,17 @@ impl Payment {
 }
 
 /// A rule that a field breaks, phrased to follow the field's name.
-type Rule = Cow<'static, str>;
+pub(crate) type Rule = Cow<'static, str>;
 
 /// The fields of one JSON object, taken one by one; what is left over is a problem too.
-struct Fields {
+pub(crate) struct Fields {
     path: &'static str,
     left: Map<String, Value>,
     problems: Vec<Problem>,
 }
 
 impl Fields {
-    fn of(path: &'static str, document: &Value) -> Result<Self, StepError> {
+    pub(crate) fn of(path: &'static str, document: &Value) -> Result<Self, StepError> {
         match document {
             Value::Object(map) => Ok(Fields { path, left: map.clone(), problems: Vec::new() }),
             _ => Err(StepError::InvalidRequest(vec![Problem {
@@ -320,8 +317,25 @@ impl Fields {
         }
     }
 
+    /// What the caller asks for: under `request`, as machines send it, or by hand beside the rest.
+    pub(crate) fn request(&mut self) -> Result<Self, StepError> {
+        match self.left.remove("request") {
+            Some(request) => Fields::of("request", &request),
+            None => Ok(Fields { path: "", left: std::mem::take(&mut self.left), problems: Vec::new() }),
+        }
+    }
+
+    /// Whether a field is there.
+    pub(crate) fn has(&self, field: &str) -> bool {
+        self.left.contains_key(field)
+    }
+
     /// A field that must be there. `None` when there is a problem with it.
-    fn required<T, R: Into<Rule>>(&mut self, field: &str, read: impl FnOnce(&Value) -> Result<T, R>) -> Option<T> {
+    pub(crate) fn required<T, R: Into<Rule>>(
+        &mut self,
+        field: &str,
+        read: impl FnOnce(&Value) -> Result<T, R>,
+    ) -> Option<T> {
         match self.optional(field, read) {
             Some(None) => {
                 self.problem(field, "is required");
@@ -333,7 +347,7 @@ impl Fields {
     }
 
     /// A field that may be left out (`null` counts as left out). The outer `None` means there is a problem with it.
-    fn optional<T, R: Into<Rule>>(
+    pub(crate) fn optional<T, R: Into<Rule>>(
         &mut self,
         field: &str,
         read: impl FnOnce(&Value) -> Result<T, R>,
@@ -351,14 +365,14 @@ impl Fields {
         }
     }
 
-    fn problem(&mut self, field: &str, rule: &str) {
+    pub(crate) fn problem(&mut self, field: &str, rule: &str) {
         let path = [self.path, field].iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(".");
         let field = if path.is_empty() { "the request".to_owned() } else { path };
         self.problems.push(Problem { field, rule: rule.to_owned() });
     }
 
     /// Every problem, with the fields nobody asked for.
-    fn finish(mut self) -> Vec<Problem> {
+    pub(crate) fn finish(mut self) -> Vec<Problem> {
         // A name nobody asked for is the sender's text: shortened, and without control characters, before it is shown.
         let unknown: Vec<String> = self.left.keys().map(|key| key.escape_debug().take(64).collect()).collect();
         for field in unknown {
@@ -372,7 +386,7 @@ fn parsed<T: FromStr>(value: &Value, rule: &'static str) -> Result<T, &'static s
     value.as_str().and_then(|text| text.parse().ok()).ok_or(rule)
 }
 
-fn name<T: FromStr<Err = InvalidName>>(value: &Value) -> Result<T, &'static str> {
+pub(crate) fn name<T: FromStr<Err = InvalidName>>(value: &Value) -> Result<T, &'static str> {
     value.as_str().ok_or("must be a text")?.parse().map_err(|InvalidName(rule)| rule)
 }
 

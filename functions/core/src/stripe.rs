@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use crate::environment::Environment;
 use crate::error::StepError;
+use crate::subscription::Subscription;
 
 /// The version of the API that this code was written for: an account's own default may be any.
 const API_VERSION: &str = "2024-06-20";
@@ -64,6 +65,20 @@ impl Stripe {
     pub async fn get(&self, path: &str, query: &[(&str, &str)]) -> Result<Option<Value>, StepError> {
         let path = if query.is_empty() { path.to_owned() } else { format!("{path}?{}", encoded(query)) };
         self.send("GET", &path, None, None).await
+    }
+
+    /// A subscription as it is now; one that is over stays readable.
+    ///
+    /// # Errors
+    /// As [`judge`]; `Unexpected` where Stripe has none of that id, or in a status that is not known.
+    pub async fn subscription(&self, id: &str) -> Result<Subscription, StepError> {
+        let object = self.get(&format!("/v1/subscriptions/{id}"), &[]).await?;
+        let object = object.ok_or_else(|| {
+            StepError::Unexpected(format!(
+                "Stripe knows no subscription {id}: is the key in STRIPE_SECRET another account's?"
+            ))
+        })?;
+        Subscription::of_stripe(&object)
     }
 
     /// All objects of a list, page by page.

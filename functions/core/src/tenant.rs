@@ -239,6 +239,7 @@ macro_rules! named {
         }
     };
 }
+pub(crate) use named;
 
 named! {
     /// What the customer pays for; its quotas are rows of `plan_quotas`.

@@ -301,7 +301,7 @@ async fn demo(root: &Path, json: bool, what: Show) -> Result<ExitCode> {
     let tenants = shown?;
     let seconds = begun.elapsed().as_secs_f64();
     let what = match what {
-        Show::Success => "provisioned and seen in every system; one was suspended, reactivated and metered",
+        Show::Success => "provisioned and seen in every system; one was suspended until it was paid for, and metered",
         Show::Onboarding => "onboarded at once",
         Show::Gate => "metered",
         Show::Failure => "failed, left nothing behind, and was provisioned once the cause was gone",

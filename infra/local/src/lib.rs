@@ -18,5 +18,6 @@ pub mod redis;
 pub mod sql_proxy;
 pub mod stack;
 pub mod stripe;
+pub mod stripe_events;
 pub mod supervisor;
 pub mod tools;

@@ -23,6 +23,7 @@ use crate::proxy::{self, Proxy, System, Tap, Upstream};
 use crate::redis::Redis;
 use crate::sql_proxy::sql;
 use crate::stripe::{self, Stripe};
+use crate::stripe_events::{self, StripeEvents};
 use crate::tools::{Tools, checkout};
 
 /// Tenants are reached below this.
@@ -65,6 +66,7 @@ struct Systems {
     dedicated: Postgres,
     redis: Redis,
     stripe: Stripe,
+    stripe_events: StripeEvents,
     cluster: Cluster,
     authority: Authority,
     tapped: Tapped,
@@ -133,6 +135,7 @@ impl Stack {
         let zone = hosted_zone(&aws).await?;
         let dns = DnsServer::start(&aws, &zone, BASE_DOMAIN).await?;
         prepare(&aws, &postgres, port_of(tapped.postgres.as_ref(), &postgres)).await?;
+        let stripe_events = StripeEvents::start(&aws, &stripe).await?;
         let systems = Systems {
             dns,
             emulator,
@@ -140,6 +143,7 @@ impl Stack {
             dedicated,
             redis,
             stripe,
+            stripe_events,
             cluster,
             authority,
             tapped,
@@ -184,6 +188,7 @@ impl Stack {
             ("DedicatedPort", &dedicated_port),
             ("StripeSecret", STRIPE_SECRET),
             ("StripeApiUrl", &stripe),
+            ("StripeEventBusName", stripe_events::BUS),
             ("SenderAddress", SENDER),
             (deploy::CONCURRENCY, FUNCTION_CONCURRENCY),
             ("DeployId", &deployment),
@@ -199,9 +204,19 @@ impl Stack {
     /// When a process cannot be ended.
     pub async fn shutdown(self) -> Result<()> {
         let Systems {
-            dns, emulator, postgres, dedicated, redis, stripe, cluster, tapped, _directory: directory, ..
+            dns,
+            emulator,
+            postgres,
+            dedicated,
+            redis,
+            stripe,
+            stripe_events,
+            cluster,
+            tapped,
+            _directory: directory,
+            ..
         } = self.systems;
-        drop((dns, tapped));
+        drop((dns, tapped, stripe_events));
         // Each takes a moment to end: all at once.
         tokio::task::spawn_blocking(move || {
             std::thread::scope(|scope| {

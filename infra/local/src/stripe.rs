@@ -12,6 +12,7 @@ use hyper::body::Bytes;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
+use tenantry_core::billing_event::STRIPE_TYPES;
 use tokio::sync::Mutex;
 use tokio::time::sleep;
 use url::form_urlencoded::{Serializer, parse};
@@ -33,6 +34,7 @@ const PRICES: &[(&str, u32)] = &[("starter", 2900), ("growth", 19900), ("enterpr
 /// A running Stripe.
 pub struct Stripe {
     process: Guarded,
+    upstream: Upstream,
     front: Proxy,
 }
 
@@ -81,15 +83,15 @@ impl Stripe {
             })
         })
         .await?;
-        let mut stripe = Stripe { process, front };
-        stripe.prepare(&upstream).await?;
+        let mut stripe = Stripe { process, upstream, front };
+        stripe.prepare().await?;
         Ok(stripe)
     }
 
-    async fn prepare(&mut self, upstream: &Upstream) -> Result<()> {
+    async fn prepare(&mut self) -> Result<()> {
         let begun = Instant::now();
         let kept = Kept::default();
-        while ask(upstream, &kept, Method::GET, "/v1/plans", &[]).await.is_err() {
+        while ask(&self.upstream, &kept, Method::GET, "/v1/plans", &[]).await.is_err() {
             self.check()?;
             ensure!(begun.elapsed() < PATIENCE, "localstripe does not answer; see {}", self.process.log().display());
             sleep(Duration::from_millis(50)).await;
@@ -97,9 +99,19 @@ impl Stripe {
         for (id, cents) in PRICES {
             let cents = cents.to_string();
             let plan = [("id", *id), ("amount", &cents), ("currency", "eur"), ("interval", "month"), ("name", id)];
-            ask(upstream, &kept, Method::POST, "/v1/plans", &plan).await?;
+            ask(&self.upstream, &kept, Method::POST, "/v1/plans", &plan).await?;
         }
         Ok(())
+    }
+
+    /// Has the events that follow-billing listens to sent to a URL.
+    ///
+    /// # Errors
+    /// When localstripe does not take it.
+    pub async fn tell(&self, url: &str) -> Result<()> {
+        let mut webhook = vec![("url", url), ("secret", "whsec_local")];
+        webhook.extend(STRIPE_TYPES.iter().map(|kind| ("events[]", *kind)));
+        send(&self.upstream, &Kept::default(), Method::POST, "/_config/webhooks/bus", &webhook).await.map(drop)
     }
 
     /// Fails when localstripe has ended by itself.
@@ -121,8 +133,24 @@ impl Stripe {
     }
 }
 
+/// Has something happen to a subscription at Stripe that nobody asks Stripe for, such as a payment that fails: what becomes of
+/// its attributes, and which events tell of it.
+///
+/// # Errors
+/// When localstripe knows no such subscription.
+pub async fn play(url: &str, subscription: &str, becomes: &Value, events: &[&str]) -> Result<()> {
+    let request = reqwest::Client::new().post(format!("{url}/_local/subscriptions/{subscription}"));
+    let played = json!({ "becomes": becomes, "events": events });
+    request.bearer_auth(API_KEY).json(&played).send().await?.error_for_status()?;
+    Ok(())
+}
+
 /// Asks localstripe itself.
 async fn ask(upstream: &Upstream, kept: &Kept, method: Method, path: &str, form: &[(&str, &str)]) -> Result<Value> {
+    Ok(serde_json::from_slice(&send(upstream, kept, method, path, form).await?)?)
+}
+
+async fn send(upstream: &Upstream, kept: &Kept, method: Method, path: &str, form: &[(&str, &str)]) -> Result<Bytes> {
     let body = Serializer::new(String::new()).extend_pairs(form).finish();
     let request = Request::builder()
         .method(method)
@@ -135,7 +163,7 @@ async fn ask(upstream: &Upstream, kept: &Kept, method: Method, path: &str, form:
     let status = answer.status();
     let body = answer.into_body().collect().await?.to_bytes();
     ensure!(status.is_success(), "localstripe: {path}: {status}: {}", String::from_utf8_lossy(&body));
-    Ok(serde_json::from_slice(&body)?)
+    Ok(body)
 }
 
 fn reply(status: StatusCode, body: Bytes, replayed: bool) -> Result<Response<Full<Bytes>>> {

@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
+use tenantry_core::billing_event::BillingCall;
 use tenantry_core::error::StepError;
 use tenantry_core::registry::fence::Actor;
 use tenantry_core::request::{Payment, PlanChangeCall, SignUp, StepCall, SuspensionCall};
 use tenantry_core::tenant::{Isolation, Plan, Reason, Region};
+use tenantry_local::stripe_events::BUS;
 
 use super::template::{each, taken, target};
 use super::{Contract, Rule, kebab, remove};
@@ -18,6 +20,8 @@ const SIGN_UP: &str = "provision-tenant";
 /// The inputs of the machines that act on a tenant in service; the steps have the same.
 const SUSPENSIONS: &[&str] = &["suspend-tenant", "reactivate-tenant"];
 const PLAN_CHANGE: &str = "change-plan";
+/// The input of the machine that follows billing.
+const LOOK: &str = "follow-billing";
 const REQUESTED: &str = "tenant.requested";
 const PAID: &str = "payment.confirmed";
 
@@ -40,7 +44,9 @@ fn sign_ups(contract: &Contract) -> Vec<(&str, Value)> {
     let direct = contract
         .inputs
         .iter()
-        .filter(|(name, input)| input.is_object() && !SUSPENSIONS.contains(&name.as_str()) && *name != PLAN_CHANGE)
+        .filter(|(name, input)| {
+            input.is_object() && !SUSPENSIONS.contains(&name.as_str()) && ![PLAN_CHANGE, LOOK].contains(&name.as_str())
+        })
         .map(|(name, input)| (name.as_str(), input.clone()));
     let sent = entries(contract)
         .filter(|(_, entry, _)| entry["DetailType"] == REQUESTED)
@@ -66,6 +72,10 @@ fn accepted(step: &str, input: &Value, slug: &Value) -> Result<(), String> {
         "begin-plan-change" => {
             PlanChangeCall::parse(input).map_err(refused)?;
             holds(input["request"]["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
+        }
+        LOOK => {
+            BillingCall::parse(input).map_err(refused)?;
+            holds(input["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
         }
         "sweep-tenants" | "reconcile-gate" => holds(*input == json!({}), "must be {}, as the schedule sends it"),
         "accept-invite" => holds(
@@ -154,6 +164,8 @@ pub(super) const WORKFLOWS_HAVE_INPUTS: Rule = Rule {
         }
         let call = json!({"request": contract.inputs[PLAN_CHANGE], "execution": "manual:you"});
         broken.extend(PlanChangeCall::parse(&call).err().map(|error| format!("events/{PLAN_CHANGE}.json: {error}")));
+        let look = json!({"request": contract.inputs[LOOK], "execution": "manual:you"});
+        broken.extend(BillingCall::parse(&look).err().map(|error| format!("events/{LOOK}.json: {error}")));
         for (name, entry, detail) in entries(contract) {
             if entry["DetailType"] == PAID {
                 let waiting = sign_ups(contract)
@@ -175,6 +187,9 @@ pub(super) const WORKFLOWS_HAVE_INPUTS: Rule = Rule {
         ("a machine without an input", |contract| drop(contract.inputs.remove("provision-tenant"))),
         ("a suspension for no reason", |contract| {
             remove(contract.inputs.get_mut("suspend-tenant").expect("the input"), "reason");
+        }),
+        ("a look at no tenant", |contract| {
+            remove(contract.inputs.get_mut("follow-billing").expect("the input"), "slug");
         }),
         ("a sign-up that is refused", |contract| {
             contract.inputs.get_mut("provision-tenant").expect("the input")["owner"]["email"] = json!("ada");
@@ -208,8 +223,8 @@ pub(super) const WORKFLOWS_HAVE_INPUTS: Rule = Rule {
     ],
 };
 
-/// Whether a rule listens to an entry, where every parameter has its default.
-fn matches(contract: &Contract, rule: &Value, entry: &Value) -> bool {
+/// Whether a rule listens to an entry, where every parameter has its default, and Stripe's bus is the local stack's.
+pub(super) fn matches(contract: &Contract, rule: &Value, entry: &Value) -> bool {
     let properties = &rule["Properties"];
     let filled_in = |value: &Value| match value["Ref"].as_str() {
         Some(parameter) => contract.template["Parameters"][parameter]["Default"].clone(),
@@ -221,8 +236,10 @@ fn matches(contract: &Contract, rule: &Value, entry: &Value) -> bool {
     };
     // By default, billing's bus is this stack's own.
     let bus = taken(&properties["EventBusName"]);
-    let name =
-        target(bus).and_then(|bus| contract.template["Resources"][bus]["Properties"]["Name"]["Fn::Sub"].as_str());
+    let name = target(bus).and_then(|bus| match bus {
+        "StripeEventBusName" => Some(BUS),
+        own => contract.template["Resources"][own]["Properties"]["Name"]["Fn::Sub"].as_str(),
+    });
     properties["EventPattern"].is_object()
         && name.is_some_and(|name| entry["EventBusName"] == name.replace("${Prefix}", ""))
         && listens("source", &entry["Source"])

@@ -206,6 +206,8 @@ pub(super) const PAYLOADS_ARE_SMALL: Rule = Rule {
                     "request.$" if matches!(name, "SuspendTenant" | "ReactivateTenant") => "$",
                     // Which tenant, which plan, and who wants it.
                     "request.$" if name == "BeginPlanChange" => "$",
+                    // Billing's ids of what happened.
+                    "request.$" if name == "FollowBilling" => "$",
                     "payment.$" if name == "ConfirmPayment" => "$",
                     _ => "nothing",
                 };

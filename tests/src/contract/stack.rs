@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::template::{each, effective, prefixed, target};
+use super::template::{each, effective, prefixed, taken, target};
 use super::{Contract, Rule, function_of, kebab, remove};
 
 const FUNCTION: &str = "AWS::Serverless::Function";
@@ -216,7 +216,9 @@ pub(super) const RULES_HAVE_DEAD_LETTER_QUEUES: Rule = Rule {
                         statement["Effect"] == "Allow"
                             && statement["Principal"] == json!({"Service": "events.amazonaws.com"})
                             && statement["Action"] == "sqs:SendMessage"
-                            && each(&statement["Condition"]["ArnEquals"]["aws:SourceArn"]).contains(&this)
+                            && each(&statement["Condition"]["ArnEquals"]["aws:SourceArn"])
+                                .iter()
+                                .any(|arn| *taken(arn) == this)
                     })
             });
             if !admitted {

@@ -59,11 +59,26 @@ pub async fn remember(
     Ok(())
 }
 
-/// Forgets the subscription, and the customer unless it is adopted.
+/// Marks the subscription as one that we cancel ourselves, before Stripe is told: what comes of it is nobody's payment that
+/// failed, and nobody who leaves.
+///
+/// # Errors
+/// When the registry cannot be written.
+pub async fn cancelling(client: &impl GenericClient, tenant: TenantId) -> Result<(), StepError> {
+    let sql = "UPDATE billing_accounts SET cancelled_by_us = subscription WHERE tenant_id = $1";
+    client.execute(sql, &[&tenant.0]).await?;
+    Ok(())
+}
+
+/// Forgets the subscription, and the customer unless it is adopted. What was not paid of it is forgotten with it, where the
+/// tenant was not in service yet.
 ///
 /// # Errors
 /// When the registry cannot be written.
 pub async fn forget(client: &impl GenericClient, tenant: TenantId) -> Result<(), StepError> {
+    let sql = "DELETE FROM suspensions s USING tenants t
+               WHERE s.tenant_id = $1 AND t.id = s.tenant_id AND s.reason = 'payment_failure' AND t.status = 'provisioning'";
+    client.execute(sql, &[&tenant.0]).await?;
     let sql = "UPDATE billing_accounts SET subscription = NULL, customer = CASE WHEN adopted THEN customer END
                WHERE tenant_id = $1";
     client.execute(sql, &[&tenant.0]).await?;

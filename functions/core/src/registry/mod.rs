@@ -4,6 +4,7 @@
 
 pub mod audit;
 pub mod billing;
+pub mod billing_state;
 pub mod contacts;
 pub mod fence;
 pub mod invites;

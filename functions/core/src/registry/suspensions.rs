@@ -5,7 +5,7 @@ use tokio_postgres::{Client, Transaction};
 
 use super::{Record, Selector, audit, outbox, read, read_for_update};
 use crate::error::StepError;
-use crate::tenant::{Reason, Status, Tenant};
+use crate::tenant::{Reason, Status, Tenant, TenantId};
 
 /// Suspends a tenant for a reason: a row, the status, and `tenant.suspended` in one transaction. One that is not in service
 /// yet is suspended when it comes to be. Again is a no-op. Returns the tenant as it is then.
@@ -15,22 +15,35 @@ use crate::tenant::{Reason, Status, Tenant};
 pub async fn suspend(client: &mut Client, tenant: &Selector, reason: Reason, actor: &str) -> Result<Tenant, StepError> {
     let id = read(client, tenant).await?.tenant.id;
     let transaction = client.transaction().await?;
-    audit::act_as(&transaction, actor).await?;
-    let record = read_for_update(&transaction, id).await?;
+    let tenant = suspend_in(&transaction, id, reason, actor).await?;
+    transaction.commit().await?;
+    Ok(tenant)
+}
+
+/// [`suspend`], in a transaction that does more.
+///
+/// # Errors
+/// As [`suspend`].
+pub async fn suspend_in(
+    transaction: &Transaction<'_>,
+    id: TenantId,
+    reason: Reason,
+    actor: &str,
+) -> Result<Tenant, StepError> {
+    audit::act_as(transaction, actor).await?;
+    let record = read_for_update(transaction, id).await?;
     refuse_gone(&record)?;
     let sql = "INSERT INTO suspensions (tenant_id, reason, actor) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
     if transaction.execute(sql, &[&id.0, &reason.as_str(), &actor]).await? == 1 {
-        audit::record(&transaction, id, actor, "suspended", &json!({ "reason": reason })).await?;
+        audit::record(transaction, id, actor, "suspended", &json!({ "reason": reason })).await?;
         if record.tenant.status == Status::Active {
-            set_status(&transaction, &record, Status::Suspended).await?;
+            set_status(transaction, &record, Status::Suspended).await?;
         }
         if matches!(record.tenant.status, Status::Active | Status::Suspended) {
-            outbox::enqueue(&transaction, id, "tenant.suspended", detail(&record, reason)).await?;
+            outbox::enqueue(transaction, id, "tenant.suspended", detail(&record, reason)).await?;
         }
     }
-    let tenant = read(&transaction, &Selector::Id(id)).await?.tenant;
-    transaction.commit().await?;
-    Ok(tenant)
+    Ok(read(transaction, &Selector::Id(id)).await?.tenant)
 }
 
 /// Lifts one reason. When it was the last, the tenant is in service again, and `tenant.reactivated` goes out. Again is a
@@ -46,23 +59,36 @@ pub async fn lift(
 ) -> Result<(Tenant, Vec<String>), StepError> {
     let id = read(client, tenant).await?.tenant.id;
     let transaction = client.transaction().await?;
-    audit::act_as(&transaction, actor).await?;
-    let record = read_for_update(&transaction, id).await?;
+    let lifted = lift_in(&transaction, id, reason, actor).await?;
+    transaction.commit().await?;
+    Ok(lifted)
+}
+
+/// [`lift`], in a transaction that does more.
+///
+/// # Errors
+/// As [`lift`].
+pub async fn lift_in(
+    transaction: &Transaction<'_>,
+    id: TenantId,
+    reason: Reason,
+    actor: &str,
+) -> Result<(Tenant, Vec<String>), StepError> {
+    audit::act_as(transaction, actor).await?;
+    let record = read_for_update(transaction, id).await?;
     refuse_gone(&record)?;
     let sql = "DELETE FROM suspensions WHERE tenant_id = $1 AND reason = $2";
     let lifted = transaction.execute(sql, &[&id.0, &reason.as_str()]).await? == 1;
-    let left = reasons(&transaction, &record).await?;
+    let left = reasons(transaction, &record).await?;
     if lifted {
-        audit::record(&transaction, id, actor, "suspension lifted", &json!({ "reason": reason, "left": left })).await?;
+        audit::record(transaction, id, actor, "suspension lifted", &json!({ "reason": reason, "left": left })).await?;
     }
     // Also where nothing was lifted: a tenant that is suspended for no reason would stay so for ever.
     if left.is_empty() && record.tenant.status == Status::Suspended {
-        set_status(&transaction, &record, Status::Active).await?;
-        outbox::enqueue(&transaction, id, "tenant.reactivated", detail(&record, reason)).await?;
+        set_status(transaction, &record, Status::Active).await?;
+        outbox::enqueue(transaction, id, "tenant.reactivated", detail(&record, reason)).await?;
     }
-    let tenant = read(&transaction, &Selector::Id(id)).await?.tenant;
-    transaction.commit().await?;
-    Ok((tenant, left))
+    Ok((read(transaction, &Selector::Id(id)).await?.tenant, left))
 }
 
 /// Applies what was recorded before a tenant came into service, in the transaction that brings it there. Returns whether the

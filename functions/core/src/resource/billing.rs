@@ -10,9 +10,10 @@ use crate::environment::Environment;
 use crate::error::{Problem, StepError};
 use crate::postgres::Database;
 use crate::registry::billing::{self, Account};
-use crate::registry::contacts;
+use crate::registry::{billing_state, contacts};
 use crate::resource::{Inspection, Resource};
 use crate::stripe::{Stripe, marked};
+use crate::subscription::period_start;
 use crate::tenant::{OWNER_TAG, Tenant};
 
 /// How long an owner has to pay an invoice that is sent, in days.
@@ -176,7 +177,13 @@ impl Resource for Billing {
             .await?;
         let subscription = self.ensure_subscription(stripe, tenant, &account, &customer).await?;
         let id = text(&subscription, "id")?;
-        billing::remember(&*self.registry.client().await?, tenant.id, &customer, Some(&id)).await?;
+        let client = self.registry.client().await?;
+        billing::remember(&*client, tenant.id, &customer, Some(&id)).await?;
+        // Before the tenant is in service: moved later, the cycle would begin anew with nothing counted.
+        if let Some(start) = period_start(&subscription) {
+            billing_state::anchor(&*client, tenant.id, start).await?;
+        }
+        drop(client);
         if subscription["status"] == "incomplete" {
             return Err(StepError::Conflict(format!(
                 "the first payment of tenant {} ({}) did not go through: Stripe's subscription {id} says why; start again \
@@ -192,6 +199,7 @@ impl Resource for Billing {
     async fn remove(&self, tenant: &Tenant) -> Result<(), StepError> {
         let Some(stripe) = &self.stripe else { return Ok(()) };
         let account = self.account(tenant).await?;
+        billing::cancelling(&*self.registry.client().await?, tenant.id).await?;
         for customer in self.customers(stripe, tenant, &account).await? {
             for subscription in self.subscriptions(stripe, tenant, &customer).await? {
                 let id = text(&subscription, "id")?;

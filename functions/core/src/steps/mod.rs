@@ -5,6 +5,7 @@ pub mod activation;
 pub mod compensation;
 pub mod dns;
 pub mod explain;
+pub mod follow_billing;
 pub mod plan_change;
 pub mod plan_fit;
 pub mod provisioning;

@@ -15,7 +15,7 @@ use crate::environment::Environment;
 use crate::error::{Problem, StepError};
 use crate::postgres::Database;
 use crate::registry::fence::{self, Failure};
-use crate::registry::{self, Record, Selector, retries};
+use crate::registry::{self, Record, Selector, billing_state, retries};
 use crate::step::{Step, log_tenant};
 use crate::tenant::TenantId;
 
@@ -33,9 +33,11 @@ struct Recovery {
 /// Recovers the tenant of one execution that ended.
 pub struct RecoverExecution(Recovery);
 
-/// Recovers every tenant whose execution has ended, starts the attempts that are due, and ends what was never paid for.
+/// Recovers every tenant whose execution has ended, starts the attempts that are due, ends what was never paid for, and has
+/// billing looked at where a grace period is over, or nothing was heard of it for a day.
 pub struct SweepTenants {
     recovery: Recovery,
+    follow_machine: String,
     sign_up_expiry: f64,
     /// Before each further attempt, in seconds.
     pauses: Vec<f64>,
@@ -132,13 +134,14 @@ impl SweepTenants {
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
         Ok(SweepTenants {
             recovery: Recovery::from_env(env)?,
+            follow_machine: env.required("FOLLOW_BILLING_MACHINE_ARN")?,
             sign_up_expiry: env.number("SIGN_UP_EXPIRY_SECONDS")?,
             pauses: env.numbers("RETRY_PAUSES")?,
         })
     }
 
     /// A tenant's trouble is logged, and keeps nobody else from being looked at.
-    async fn sweep(&self) -> Result<[usize; 3], StepError> {
+    async fn sweep(&self) -> Result<[usize; 4], StepError> {
         let Recovery { registry, .. } = &self.recovery;
         let held = retries::held(&*registry.client().await?, FUNCTION_TIMEOUT.as_secs_f64()).await?;
         let mut recovered = 0;
@@ -154,7 +157,12 @@ impl SweepTenants {
         for tenant in &expired {
             tracing::info!(tenant = %tenant, "a sign-up that was not paid for has expired");
         }
-        Ok([recovered, started, expired.len()])
+        let to_look_at = billing_state::to_look_at(&*registry.client().await?).await?;
+        let mut looked_at = 0;
+        for tenant in to_look_at {
+            looked_at += usize::from(noted(tenant, self.look_at_billing(tenant).await.map(|()| true)));
+        }
+        Ok([recovered, started, expired.len(), looked_at])
     }
 
     async fn recover_held(&self, tenant: TenantId, execution: &str) -> Result<bool, StepError> {
@@ -173,6 +181,13 @@ impl SweepTenants {
         self.recovery.start_provisioning(&name, due.tenant, "provision").await?;
         tracing::info!(tenant = %due.tenant, retry = due.retry, "trying again");
         retries::started(&*self.recovery.registry.client().await?, due, &self.pauses).await
+    }
+
+    /// Whether it is paid by now is asked again, and not concluded from what was said before.
+    async fn look_at_billing(&self, tenant: TenantId) -> Result<(), StepError> {
+        let name = format!("look-{tenant}{}", round());
+        tracing::info!(%tenant, "billing is looked at again");
+        self.recovery.start(&self.follow_machine, &name, &json!({ "tenant_id": tenant })).await
     }
 }
 
@@ -213,7 +228,7 @@ impl Step for RecoverExecution {
 #[async_trait]
 impl Step for SweepTenants {
     async fn run(&self, _name: &'static str, _input: &Value) -> Result<Value, StepError> {
-        let [recovered, started, expired] = self.sweep().await?;
-        Ok(json!({ "recovered": recovered, "started": started, "expired": expired }))
+        let [recovered, started, expired, looked_at] = self.sweep().await?;
+        Ok(json!({ "recovered": recovered, "started": started, "expired": expired, "looked_at": looked_at }))
     }
 }

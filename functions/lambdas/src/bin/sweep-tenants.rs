@@ -1,4 +1,4 @@
-//! SweepTenants: resumes the stuck, tries again what may pass, ends what was never paid for.
+//! SweepTenants: resumes the stuck, tries again what may pass, ends what was never paid for, and looks at billing again.
 
 use tenantry_core::step::{Served, serve};
 use tenantry_core::steps::recovery::SweepTenants;

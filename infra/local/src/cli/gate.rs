@@ -1,19 +1,27 @@
-//! The demo's second part: a tenant that is suspended, refused, reactivated, and driven over its quota.
+//! The demo's second part: a tenant that is suspended because a payment failed, refused, back once it is paid, and driven over
+//! its quota.
 
-use anyhow::{Context, Result, ensure};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use aws_config::SdkConfig;
 use aws_sdk_lambda::primitives::Blob;
 use aws_sdk_sfn::types::ExecutionStatus;
 use serde_json::{Value, json};
 use tenant_gate::{Gate, PostgresRegistry, RegistryError, Verdict};
+use tokio::time::sleep;
 
-use super::{follow, summary};
+use super::summary;
 use crate::events::Subscription;
 use crate::inventory::connect;
 use crate::progress::Progress;
 use crate::stack::{BASE_DOMAIN, Stack};
+use crate::{execution, stripe};
 
 /// The calls that the demo leaves the tenant: its plan's own number would take long to use up.
 const CALLS: i64 = 10;
+/// How long an event of Stripe's may take to the machine.
+const DELIVERY: Duration = Duration::from_secs(30);
 
 /// Shows it.
 pub(super) async fn show(stack: &Stack, slug: &str, progress: &Progress) -> Result<()> {
@@ -27,19 +35,21 @@ pub(super) async fn show(stack: &Stack, slug: &str, progress: &Progress) -> Resu
 
     progress.say(&format!("\nThe gate of {host}, as a service of the product asks it"));
     expect(&gate, &host, 200, progress).await?;
-    for (machine, reason, status) in
-        [("SuspendTenantMachine", "payment_failure", 402), ("ReactivateTenantMachine", "payment_failure", 200)]
-    {
-        let request = json!({ "slug": slug, "reason": reason, "actor": "demo" });
-        let called = request.to_string();
-        let outcome = follow(&aws, stack.output(machine)?, &request, &called, progress).await?;
+    let client = connect(&export("REGISTRY_DATABASE_URL")?).await?;
+    let of = "SELECT subscription FROM billing_accounts JOIN tenants ON id = tenant_id WHERE slug = $1";
+    let subscription: String = client.query_one(of, &[&slug]).await?.get(0);
+    for (becomes, event, status) in [("past_due", "invoice.payment_failed", 402), ("active", "invoice.paid", 200)] {
+        progress.say(&format!("\nAt Stripe, {slug}'s subscription is {becomes}: {event} is on its way"));
+        stripe::play(&export("STRIPE_API_URL")?, &subscription, &json!({ "status": becomes }), &[event]).await?;
+        let arn = started(&aws, stack.output("FollowBillingMachine")?, event, &subscription).await?;
+        progress.say(&format!("  {arn}"));
+        let outcome = execution::follow(&aws, &arn, progress).await?;
         progress.say(&summary(&outcome));
         ensure!(outcome.status == ExecutionStatus::Succeeded, "{}: {}", outcome.error, outcome.cause);
         progress.say("The next request");
         expect(&gate, &host, status, progress).await?;
     }
 
-    let client = connect(&export("REGISTRY_DATABASE_URL")?).await?;
     let grant = "INSERT INTO quota_overrides
                  SELECT id, 'api_calls', $2, now() + interval '1 hour', 'demo' FROM tenants WHERE slug = $1 RETURNING tenant_id::text";
     let id: String = client.query_one(grant, &[&slug, &CALLS]).await?.get(0);
@@ -60,6 +70,24 @@ pub(super) async fn show(stack: &Stack, slug: &str, progress: &Progress) -> Resu
         }
     }
     Ok(())
+}
+
+/// Waits until an event about a subscription has started the machine, and returns the execution's ARN.
+async fn started(aws: &SdkConfig, machine: &str, event: &str, subscription: &str) -> Result<String> {
+    let client = aws_sdk_sfn::Client::new(aws);
+    let begun = Instant::now();
+    while begun.elapsed() < DELIVERY {
+        for execution in client.list_executions().state_machine_arn(machine).send().await?.executions() {
+            let arn = execution.execution_arn();
+            let described = client.describe_execution().execution_arn(arn).send().await?;
+            let input: Value = serde_json::from_str(described.input().unwrap_or_default())?;
+            if input["type"] == event && input["subscription"] == subscription {
+                return Ok(arn.to_owned());
+            }
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    bail!("{event} started no execution within {DELIVERY:?}")
 }
 
 /// Connects as the product's own role.
@@ -89,12 +117,12 @@ async fn expect(gate: &Gate, host: &str, expected: u16, progress: &Progress) -> 
     Ok(())
 }
 
-async fn reconcile(aws: &aws_config::SdkConfig) -> Result<()> {
+async fn reconcile(aws: &SdkConfig) -> Result<()> {
     invoke(aws, "reconcile-gate", &json!({})).await.map(drop)
 }
 
 /// Calls a function; its own error is ours.
-pub(super) async fn invoke(aws: &aws_config::SdkConfig, function: &str, payload: &Value) -> Result<Value> {
+pub(super) async fn invoke(aws: &SdkConfig, function: &str, payload: &Value) -> Result<Value> {
     let client = aws_sdk_lambda::Client::new(aws);
     let answer = client.invoke().function_name(function).payload(Blob::new(payload.to_string())).send().await?;
     let body: Value = serde_json::from_slice(answer.payload().context("no payload")?.as_ref())?;
