@@ -13,7 +13,7 @@ use tenantry_core::mail::Mail;
 use tenantry_core::migrations::custom_resource::ApplyMigrations;
 use tenantry_core::postgres::Database;
 use tenantry_core::registry::contacts::Contact;
-use tenantry_core::registry::usage::{Level, Metered, Notice};
+use tenantry_core::registry::notices::{Level, Notice};
 use tenantry_core::resource::Resource;
 use tenantry_core::resource::billing::Billing;
 use tenantry_core::resource::bucket::Bucket;
@@ -31,7 +31,7 @@ use tenantry_core::steps::publish::PublishEvents;
 use tenantry_core::steps::recovery::{RecoverExecution, SweepTenants};
 use tenantry_core::steps::signup::ValidateRequest;
 use tenantry_core::steps::welcome::WelcomeEmail;
-use tenantry_core::tenant::{Plan, Status, Tenant};
+use tenantry_core::tenant::{Metered, Plan, Status, Tenant};
 use time::OffsetDateTime;
 use tokio::time::sleep;
 use tracing::field::{Field, Visit};
@@ -91,6 +91,8 @@ const NAMED_OTHERWISE: &[(&str, &[&str])] = &[
     ("s3:CreateBucket", &["s3:CreateBucket", "s3:TagResource", "s3:PutBucketOwnershipControls"]),
     ("s3:GetBucketEncryption", &["s3:GetEncryptionConfiguration"]),
     ("s3:GetBucketLifecycleConfiguration", &["s3:GetLifecycleConfiguration"]),
+    ("s3:GetBucketNotificationConfiguration", &["s3:GetBucketNotification"]),
+    ("s3:PutBucketNotificationConfiguration", &["s3:PutBucketNotification"]),
     ("s3:GetPublicAccessBlock", &["s3:GetBucketPublicAccessBlock"]),
     ("s3:DeleteObjects", &["s3:DeleteObject", "s3:DeleteObjectVersion"]),
     ("s3:HeadBucket", &["s3:ListBucket"]),

@@ -1,5 +1,7 @@
 //! What callers send, read strictly: every problem is found at once and named by field and rule.
 
+pub mod quotas;
+
 use std::borrow::Cow;
 use std::str::FromStr;
 
@@ -145,13 +147,7 @@ impl SuspensionCall {
         };
         let tenant = selector(&mut request);
         let reason = request.required("reason", name::<Reason>);
-        let actor = request.optional("actor", |value| {
-            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
-            let text = value.as_str().filter(|text| (1..=64).contains(&text.len()) && text.bytes().all(plain));
-            text.map(str::to_owned).ok_or(
-                "must be 1 to 64 letters, digits, dots, colons, hyphens or underscores: no address, no free text",
-            )
-        });
+        let actor = request.optional("actor", label);
         let mut problems = outer.finish();
         problems.extend(request.finish());
         match (tenant, reason, actor, execution) {
@@ -333,6 +329,14 @@ fn name<T: FromStr<Err = InvalidName>>(value: &Value) -> Result<T, &'static str>
 
 fn boolean(value: &Value) -> Result<bool, &'static str> {
     value.as_bool().ok_or("must be true or false")
+}
+
+/// The name of somebody that may be kept for ever, because it is no personal data.
+fn label(value: &Value) -> Result<String, &'static str> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
+    let text = value.as_str().filter(|text| (1..=64).contains(&text.len()) && text.bytes().all(plain));
+    text.map(str::to_owned)
+        .ok_or("must be 1 to 64 letters, digits, dots, colons, hyphens or underscores: no address, no free text")
 }
 
 fn served(value: &Value, here: &Region) -> Result<Region, Rule> {

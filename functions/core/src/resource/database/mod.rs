@@ -14,6 +14,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde_json::Value;
 use tokio::sync::Mutex;
+use uuid::Uuid;
 
 use super::{Inspection, Resource};
 use crate::environment::Environment;
@@ -47,22 +48,23 @@ impl TenantDatabase {
         })
     }
 
-    /// Makes the tenant's owner one of its users, with the owner's role. Again changes nothing.
+    /// Makes the tenant's owner one of its users, with the owner's role, under an id. Returns the id that the user has: another,
+    /// where it was a user before. Again changes nothing.
     ///
     /// # Errors
     /// `Transient` when the tenant's database cannot be reached.
-    pub async fn add_owner(&self, tenant: &Tenant, owner: &Contact) -> Result<(), StepError> {
+    pub async fn add_owner(&self, tenant: &Tenant, user: Uuid, owner: &Contact) -> Result<Uuid, StepError> {
         if tenant.isolation == Isolation::Database {
             let server = self.connect_to(&tenant.server_secret()).await;
-            return schema::add_owner(&*server.client().await?, tenant, owner).await;
+            return schema::add_owner(&*server.client().await?, tenant, user, owner).await;
         }
         let placed = placement::placed(&*self.registry.client().await?, tenant).await?;
         let placed = placed.ok_or_else(|| StepError::Unexpected(format!("tenant {} is placed nowhere", tenant.id)))?;
         let server = self.connect_to(&placed.secret).await;
         let mut client = server.client().await?;
         match tenant.isolation {
-            Isolation::Shared => shared::add_owner(&mut client, tenant, owner).await,
-            Isolation::Schema | Isolation::Database => schema::add_owner(&client, tenant, owner).await,
+            Isolation::Shared => shared::add_owner(&mut client, tenant, user, owner).await,
+            Isolation::Schema | Isolation::Database => schema::add_owner(&client, tenant, user, owner).await,
         }
     }
 
