@@ -17,6 +17,7 @@ use tenantry_core::registry::notices::{Level, Notice};
 use tenantry_core::resource::Resource;
 use tenantry_core::resource::billing::Billing;
 use tenantry_core::resource::bucket::Bucket;
+use tenantry_core::resource::bucket::objects::Objects;
 use tenantry_core::resource::database::TenantDatabase;
 use tenantry_core::resource::dns::DnsRecord;
 use tenantry_core::resource::identity::Identity;
@@ -189,6 +190,13 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     let (mail, owner) = (Mail::from_env(env)?, Contact { name: "Ada".into(), email: "ada@acme.example".into() });
     let told = async { Ok(mail.send_quota_notice(tenant, &owner, &notice).await?) };
     seen.insert("ReconcileGateFunction", Box::pin(calls(told)).await?);
+    let objects = Objects::from_env(env)?;
+    let signed = async { Ok(drop(objects.presign(tenant, "object", 1, None, Duration::from_secs(60)).await?)) };
+    seen.insert("IssueUploadFunction", calls(signed).await?);
+    let asked = async { Ok(drop(objects.of_key(tenant, "object").await?)) };
+    seen.insert("SettleUploadFunction", calls(asked).await?);
+    let listed = async { Ok(drop(objects.after(tenant, None, tokio::time::Instant::now()).await?)) };
+    seen.insert("ReconcileStorageFunction", calls(listed).await?);
     let event = "INSERT INTO outbox (id, tenant_id, version, type, occurred_at, detail)
                  VALUES (gen_random_uuid(), $1, 1000, 'tenant.test', now(), '{}')";
     registry.execute(event, &[&tenant.id.0]).await?;

@@ -27,7 +27,9 @@ mod races;
 mod recorder;
 mod registry;
 mod rls;
+mod seats;
 mod snapshot;
+mod storage;
 mod suspension;
 mod sweep;
 mod tenant_config;
@@ -82,6 +84,8 @@ const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("suspension", suspension::CASES),
     ("gate", gate::CASES),
     ("usage", usage::CASES),
+    ("seats", seats::CASES),
+    ("storage", storage::CASES),
     ("logs", logs::CASES),
     ("matrix", matrix::CASES),
 ];

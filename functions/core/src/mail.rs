@@ -194,12 +194,19 @@ mod tests {
         };
         let seats = letter(Metered::Seats, Level::Warning, 4, 5);
         assert_eq!(seats.subject, "acme has used 80 % of its seats");
-        assert!(seats.text.contains("4 of the 5 seats") && seats.text.contains("When all 5 are used"), "{}", seats.text);
+        assert!(
+            seats.text.contains("4 of the 5 seats") && seats.text.contains("When all 5 are used"),
+            "{}",
+            seats.text
+        );
         let storage = letter(Metered::StorageBytes, Level::Exceeded, 10_200_547_328, 10_737_418_240);
         assert_eq!(storage.subject, "acme has used up its storage");
         assert!(storage.text.contains("9.5 GiB of the 10.0 GiB of storage"), "{}", storage.text);
         assert!(storage.html.contains("until something is deleted"), "{}", storage.html);
-        assert_eq!((size(1023), size(1024), size(i64::MAX).as_str() > ""), ("1023 bytes".into(), "1.0 KiB".into(), true));
+        assert_eq!(
+            (size(1023), size(1024), size(i64::MAX).as_str() > ""),
+            ("1023 bytes".into(), "1.0 KiB".into(), true)
+        );
     }
 
     #[test]

@@ -76,7 +76,9 @@ fn accepted(step: &str, input: &Value, slug: &Value) -> Result<(), String> {
                 && input["object"]["key"].is_string(),
             "must be the detail of an event of S3's",
         ),
-        "sweep-tenants" | "reconcile-gate" | "reconcile-storage" => holds(*input == json!({}), "must be {}, as the schedule sends it"),
+        "sweep-tenants" | "reconcile-gate" | "reconcile-storage" => {
+            holds(*input == json!({}), "must be {}, as the schedule sends it")
+        }
         "accept-invite" => holds(
             input["requestContext"]["http"]["method"] == "GET" && input["queryStringParameters"]["token"].is_string(),
             "must be a function URL's request that only looks",

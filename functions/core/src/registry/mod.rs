@@ -93,7 +93,9 @@ pub async fn read(client: &impl GenericClient, tenant: &Selector) -> Result<Reco
 /// Reads a tenant and keeps its row from changing until the transaction ends. Rows that refer to it can still be written: its key
 /// never changes.
 async fn read_for_update(transaction: &tokio_postgres::Transaction<'_>, tenant: TenantId) -> Result<Record, StepError> {
-    let sql = format!("SELECT {RECORD} FROM tenants t JOIN plan_quotas q USING (plan) WHERE t.id = $1 FOR NO KEY UPDATE OF t");
+    let sql = format!(
+        "SELECT {RECORD} FROM tenants t JOIN plan_quotas q USING (plan) WHERE t.id = $1 FOR NO KEY UPDATE OF t"
+    );
     let row = transaction.query_opt(&sql, &[&tenant.0]).await?;
     row.as_ref().map(record).ok_or_else(|| StepError::TenantNotFound(tenant.to_string()))?
 }

@@ -72,7 +72,8 @@ pub(super) async fn standing_override(
     tenant: TenantId,
     resource: Metered,
 ) -> Result<Option<Override>, StepError> {
-    let sql = "SELECT amount, expires_at FROM quota_overrides WHERE tenant_id = $1 AND resource = $2 AND expires_at > now()";
+    let sql =
+        "SELECT amount, expires_at FROM quota_overrides WHERE tenant_id = $1 AND resource = $2 AND expires_at > now()";
     let row = client.query_opt(sql, &[&tenant.0, &resource.as_str()]).await?;
     row.map(|row| Ok(Override { amount: row.try_get(0)?, expires_at: row.try_get(1)? })).transpose()
 }
@@ -105,7 +106,10 @@ pub async fn set_override(
     let transaction = client.transaction().await?;
     let tenant = take(&transaction, tenant).await?;
     if tenant.status == Status::Deprovisioned {
-        return Err(StepError::Conflict(format!("tenant {} ({}) is deprovisioned: it has no quotas", tenant.slug, tenant.id)));
+        return Err(StepError::Conflict(format!(
+            "tenant {} ({}) is deprovisioned: it has no quotas",
+            tenant.slug, tenant.id
+        )));
     }
     let (id, name) = (&tenant.id.0, &resource.as_str());
     let changed = match wanted {

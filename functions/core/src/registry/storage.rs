@@ -226,8 +226,9 @@ impl Due<'_> {
     /// # Errors
     /// When the registry cannot be written.
     pub async fn put_off(self) -> Result<(), StepError> {
-        let sql =
-            format!("UPDATE storage_reconciliations SET due_at = now() + interval '{AFTER_FAILURE}' WHERE tenant_id = $1");
+        let sql = format!(
+            "UPDATE storage_reconciliations SET due_at = now() + interval '{AFTER_FAILURE}' WHERE tenant_id = $1"
+        );
         self.transaction.execute(&sql, &[&self.tenant.id.0]).await?;
         Ok(self.transaction.commit().await?)
     }
@@ -249,6 +250,7 @@ pub(super) async fn stored(client: &impl GenericClient, tenant: TenantId) -> Res
 
 /// Bytes that are promised to uploads which have not arrived, and may still.
 pub(super) async fn promised(client: &impl GenericClient, tenant: TenantId) -> Result<i64, StepError> {
-    let sql = "SELECT coalesce(sum(bytes), 0)::bigint FROM upload_reservations WHERE tenant_id = $1 AND expires_at > now()";
+    let sql =
+        "SELECT coalesce(sum(bytes), 0)::bigint FROM upload_reservations WHERE tenant_id = $1 AND expires_at > now()";
     Ok(client.query_one(sql, &[&tenant.0]).await?.try_get(0)?)
 }

@@ -169,7 +169,9 @@ pub async fn carry_over(client: &Client) -> Result<(), StepError> {
 pub async fn report(client: &Client, tenant: &Tenant, moment: Option<OffsetDateTime>) -> Result<Report, StepError> {
     let Some(cycle) = cycle(client, tenant.id, moment).await? else {
         let Tenant { slug, id, .. } = tenant;
-        return Err(StepError::Conflict(format!("tenant {slug} ({id}) was never in service: it has no billing cycles")));
+        return Err(StepError::Conflict(format!(
+            "tenant {slug} ({id}) was never in service: it has no billing cycles"
+        )));
     };
     let sql = "SELECT api_calls, counted_at, storage_bytes, seats FROM usage_cycles WHERE tenant_id = $1 AND cycle_start = $2";
     let kept = client.query_opt(sql, &[&tenant.id.0, &cycle.start]).await?;

@@ -178,7 +178,8 @@ fn object_key(value: &Value) -> Result<String, &'static str> {
 
 fn media_type(value: &Value) -> Result<String, &'static str> {
     let text = value.as_str().filter(|text| text.len() <= MAX_CONTENT_TYPE_BYTES && text.contains('/'));
-    let text = text.filter(|text| text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') && text.trim() == *text);
+    let text =
+        text.filter(|text| text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') && text.trim() == *text);
     text.map(str::to_owned).ok_or("must be a media type of at most 255 ASCII characters, such as image/png")
 }
 

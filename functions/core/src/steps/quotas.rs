@@ -56,8 +56,11 @@ impl Step for ReadUsage {
         let tenant = registry::read(&*client, &call.tenant).await?.tenant;
         log_tenant(&tenant);
         let report = usage::report(&client, &tenant, call.moment).await?;
-        let resources: Map<String, Value> =
-            report.used.iter().map(|used| Ok((used.resource.to_string(), line(used)?))).collect::<Result<_, StepError>>()?;
+        let resources: Map<String, Value> = report
+            .used
+            .iter()
+            .map(|used| Ok((used.resource.to_string(), line(used)?)))
+            .collect::<Result<_, StepError>>()?;
         Ok(json!({
             "tenant_id": tenant.id,
             "slug": tenant.slug,
@@ -98,8 +101,7 @@ impl Step for SetQuotaOverride {
     async fn run(&self, _name: &'static str, input: &Value) -> Result<Value, StepError> {
         let call = OverrideCall::parse(input)?;
         let mut client = self.registry.client().await?;
-        let tenant =
-            quotas::set_override(&mut client, &call.tenant, call.resource, call.wanted, &call.actor).await?;
+        let tenant = quotas::set_override(&mut client, &call.tenant, call.resource, call.wanted, &call.actor).await?;
         log_tenant(&tenant);
         self.gate.project(&client, &tenant).await?;
         let quota = call.wanted.map_or(tenant.plan_quota(call.resource), |wanted| wanted.amount);
@@ -127,9 +129,9 @@ fn detail(tenant: &Tenant, reason: Reason, balance: &Balance) -> String {
     let Balance { resource, used, quota } = balance;
     let Tenant { slug, plan, .. } = tenant;
     match (reason, resource) {
-        (Reason::QuotaExceeded, Metered::Seats) => format!(
-            "{used} of the {quota} seats of {slug} (plan {plan}) are taken: release one, or take a larger plan"
-        ),
+        (Reason::QuotaExceeded, Metered::Seats) => {
+            format!("{used} of the {quota} seats of {slug} (plan {plan}) are taken: release one, or take a larger plan")
+        }
         (Reason::QuotaExceeded, Metered::StorageBytes) => format!(
             "{used} of the {quota} bytes of {slug} (plan {plan}) are stored or promised to uploads that are under way: delete \
              something, or take a larger plan"

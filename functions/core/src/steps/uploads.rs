@@ -111,7 +111,8 @@ impl Step for SettleUpload {
 
 /// The bucket and the key in the detail of S3's event. EventBridge gives keys as they are.
 fn named(detail: &Value) -> Result<(&str, &str), StepError> {
-    let missing = |field: &str| Problem { field: field.to_owned(), rule: "must be there, as in S3's events".to_owned() };
+    let missing =
+        |field: &str| Problem { field: field.to_owned(), rule: "must be there, as in S3's events".to_owned() };
     match (detail["bucket"]["name"].as_str(), detail["object"]["key"].as_str()) {
         (Some(bucket), Some(key)) if !key.is_empty() => Ok((bucket, key)),
         (None, _) => Err(StepError::InvalidRequest(vec![missing("bucket.name")])),

@@ -11,9 +11,9 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::types::{
     BucketLifecycleConfiguration, BucketLocationConstraint, BucketVersioningStatus, CreateBucketConfiguration,
-    LifecycleRule, NotificationConfiguration, ObjectOwnership, OwnershipControls, OwnershipControlsRule, PublicAccessBlockConfiguration,
-    ServerSideEncryption, ServerSideEncryptionByDefault, ServerSideEncryptionConfiguration, ServerSideEncryptionRule,
-    Tag, VersioningConfiguration,
+    LifecycleRule, NotificationConfiguration, ObjectOwnership, OwnershipControls, OwnershipControlsRule,
+    PublicAccessBlockConfiguration, ServerSideEncryption, ServerSideEncryptionByDefault,
+    ServerSideEncryptionConfiguration, ServerSideEncryptionRule, Tag, VersioningConfiguration,
 };
 use serde_json::{Value, json};
 
@@ -49,7 +49,7 @@ struct Settings<P> {
     encryption: Option<ServerSideEncryption>,
     versioning: Option<BucketVersioningStatus>,
     lifecycle: Vec<LifecycleRule>,
-    notifications: NotificationConfiguration,
+    notifications: Option<NotificationConfiguration>,
     policy: P,
 }
 
@@ -79,11 +79,7 @@ impl Bucket {
     /// function that writes it.
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
         env.required("STACK_ROLE_ARNS")?;
-        Ok(Bucket {
-            s3: client(env),
-            account: env.required("ACCOUNT_ID")?,
-            stack_roles: env.list("STACK_ROLE_ARNS"),
-        })
+        Ok(Bucket { s3: client(env), account: env.required("ACCOUNT_ID")?, stack_roles: env.list("STACK_ROLE_ARNS") })
     }
 
     /// Everything there is to know, in one round trip: all questions are asked at once, and the tags decide whether the
@@ -128,7 +124,7 @@ impl Bucket {
                 lifecycle: set(name, lifecycle, "NoSuchLifecycleConfiguration")?
                     .and_then(|output| output.rules)
                     .unwrap_or_default(),
-                notifications: set(name, notifications, "")?.map(notifications::found).unwrap_or_default(),
+                notifications: set(name, notifications, "")?.map(notifications::found),
                 policy: set(name, policy, "NoSuchBucketPolicy")?.and_then(|output| output.policy),
             })),
         })
@@ -148,7 +144,7 @@ impl Bucket {
             encryption: Some(ServerSideEncryption::Aes256),
             versioning: Some(BucketVersioningStatus::Enabled),
             lifecycle: lifecycle::rules(&tenant.quotas).map_err(|error| unbuildable(&error))?,
-            notifications: notifications::to_event_bridge(),
+            notifications: Some(notifications::to_event_bridge()),
             policy: policy::bucket_policy(tenant, &self.account, &self.stack_roles),
         })
     }
@@ -218,7 +214,7 @@ impl Bucket {
             }
             Setting::Notifications => {
                 let put = s3.put_bucket_notification_configuration().bucket(name);
-                let put = put.notification_configuration(wanted.notifications.clone());
+                let put = put.set_notification_configuration(wanted.notifications.clone());
                 put.send().await.map(drop).map_err(|error| settle(&doing, &error))
             }
             Setting::Policy => {

@@ -145,7 +145,12 @@ impl OwnSchema {
 
 /// Makes the tenant's owner one of its users, with every right, under an id; under its own where it is one already. Again changes
 /// nothing.
-pub(super) async fn add_owner(client: &Client, tenant: &Tenant, user: Uuid, owner: &Contact) -> Result<Uuid, StepError> {
+pub(super) async fn add_owner(
+    client: &Client,
+    tenant: &Tenant,
+    user: Uuid,
+    owner: &Contact,
+) -> Result<Uuid, StepError> {
     let sql = format!(
         "INSERT INTO {}.users (id, email, name, role) VALUES ($1, $2, $3, 'owner')
          ON CONFLICT (lower(email)) DO UPDATE SET role = excluded.role RETURNING id",
