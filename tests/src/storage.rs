@@ -253,7 +253,7 @@ async fn warned(world: &World) -> Result<()> {
     let tenant = &with_bucket(world).await?;
     overridden(world, tenant, "storage_bytes", 790).await?;
     // Settled by their own events as well, meanwhile.
-    try_join_all((0..64).map(|number| put(world, tenant, &format!("{number}"), 10))).await?;
+    try_join_all((0..64).map(|number| async move { put(world, tenant, &number.to_string(), 10).await })).await?;
     let settlers = (0..64).map(|number| async move {
         let step = SettleUpload::from_env(&world.env)?;
         step.run("settle-upload", &event(tenant, &number.to_string())).await?;
