@@ -34,6 +34,8 @@ async fn is_made_once(world: &World) -> Result<()> {
     let policy = s3.get_bucket_policy().bucket(tenant.bucket()).send().await?.policy.context("no policy")?;
     let policy: Value = serde_json::from_str(&policy)?;
     ensure!(policy["Statement"].as_array().map(Vec::len) == Some(3), "{policy}");
+    let heard = s3.get_bucket_notification_configuration().bucket(tenant.bucket()).send().await?;
+    ensure!(heard.event_bridge_configuration().is_some(), "EventBridge does not hear of its objects");
     let lifecycle = s3.get_bucket_lifecycle_configuration().bucket(tenant.bucket()).send().await?;
     ensure!(lifecycle.rules().iter().any(|rule| rule.transitions().iter().any(|to| to.days() == Some(90))));
 

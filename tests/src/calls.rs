@@ -13,12 +13,13 @@ use tenantry_core::mail::Mail;
 use tenantry_core::migrations::custom_resource::ApplyMigrations;
 use tenantry_core::postgres::Database;
 use tenantry_core::registry::contacts::Contact;
+use tenantry_core::registry::notices::{Level, Notice};
 use tenantry_core::registry::plans;
-use tenantry_core::registry::usage::{Level, Metered, Notice};
 use tenantry_core::resource::Resource;
 use tenantry_core::resource::billing::Billing;
 use tenantry_core::resource::billing::price::BillingPrice;
 use tenantry_core::resource::bucket::Bucket;
+use tenantry_core::resource::bucket::objects::Objects;
 use tenantry_core::resource::bucket::plan::BucketLifecycle;
 use tenantry_core::resource::database::TenantDatabase;
 use tenantry_core::resource::dns::DnsRecord;
@@ -36,7 +37,7 @@ use tenantry_core::steps::publish::PublishEvents;
 use tenantry_core::steps::recovery::{RecoverExecution, SweepTenants};
 use tenantry_core::steps::signup::ValidateRequest;
 use tenantry_core::steps::welcome::WelcomeEmail;
-use tenantry_core::tenant::{Plan, Status, Tenant};
+use tenantry_core::tenant::{Metered, Plan, Status, Tenant};
 use time::OffsetDateTime;
 use tokio::time::sleep;
 use tracing::field::{Field, Visit};
@@ -97,6 +98,8 @@ const NAMED_OTHERWISE: &[(&str, &[&str])] = &[
     ("s3:CreateBucket", &["s3:CreateBucket", "s3:TagResource", "s3:PutBucketOwnershipControls"]),
     ("s3:GetBucketEncryption", &["s3:GetEncryptionConfiguration"]),
     ("s3:GetBucketLifecycleConfiguration", &["s3:GetLifecycleConfiguration"]),
+    ("s3:GetBucketNotificationConfiguration", &["s3:GetBucketNotification"]),
+    ("s3:PutBucketNotificationConfiguration", &["s3:PutBucketNotification"]),
     ("s3:GetPublicAccessBlock", &["s3:GetBucketPublicAccessBlock"]),
     ("s3:DeleteObjects", &["s3:DeleteObject", "s3:DeleteObjectVersion"]),
     ("s3:HeadBucket", &["s3:ListBucket"]),
@@ -214,6 +217,13 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     let (mail, owner) = (Mail::from_env(env)?, Contact { name: "Ada".into(), email: "ada@acme.example".into() });
     let told = async { Ok(mail.send_quota_notice(tenant, &owner, &notice).await?) };
     seen.insert("ReconcileGateFunction", Box::pin(calls(told)).await?);
+    let objects = Objects::from_env(env)?;
+    let signed = async { Ok(drop(objects.presign(tenant, "object", 1, None, Duration::from_secs(60)).await?)) };
+    seen.insert("IssueUploadFunction", calls(signed).await?);
+    let asked = async { Ok(drop(objects.of_key(tenant, "object").await?)) };
+    seen.insert("SettleUploadFunction", calls(asked).await?);
+    let listed = async { Ok(drop(objects.after(tenant, None, tokio::time::Instant::now()).await?)) };
+    seen.insert("ReconcileStorageFunction", calls(listed).await?);
     let event = "INSERT INTO outbox (id, tenant_id, version, type, occurred_at, detail)
                  VALUES (gen_random_uuid(), $1, 1000, 'tenant.test', now(), '{}')";
     registry.execute(event, &[&tenant.id.0]).await?;

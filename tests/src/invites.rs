@@ -8,6 +8,7 @@ use tenantry_core::tenant::{Isolation, Plan, Tenant};
 
 use crate::machine::sign_up;
 use crate::registry::registered;
+use crate::usage::overridden;
 use crate::world::{Case, World, connect};
 
 pub const CASES: &[(&str, Case)] = &[
@@ -79,6 +80,9 @@ async fn accepted(world: &World, plan: &str) -> Result<()> {
     ensure!(status == 303 && location == format!("https://{slug}.app.example.com/"), "{status} {location} {page}");
     let owner = vec![(format!("owner@{slug}.example"), "owner".to_owned())];
     ensure!(owners(world, &tenant).await? == owner, "{:?}", owners(world, &tenant).await?);
+    let sql = "SELECT s.user_id = i.id::text FROM seats s JOIN invites i USING (tenant_id) WHERE s.tenant_id = $1";
+    let seats = world.registry().await?.query(sql, &[&tenant.id.0]).await?;
+    ensure!(seats.len() == 1 && seats[0].get::<_, bool>(0), "the administrator has no seat, or another: {seats:?}");
     let (status, _, page) = ask(world, "POST", &token).await?;
     ensure!(status == 409 && page.contains("accepted already"), "{status}: {page}");
     ensure!(owners(world, &tenant).await? == owner);
@@ -119,6 +123,12 @@ async fn refused(world: &World) -> Result<()> {
     ensure!(ask(world, "POST", &token).await?.0 == 403);
     ensure!(owners(world, &tenant).await?.is_empty());
     registry.execute("UPDATE tenants SET status = 'active' WHERE id = $1", &[&tenant.id.0]).await?;
+    // Nobody is above the quota.
+    overridden(world, &tenant, "seats", 0).await?;
+    let (status, _, page) = ask(world, "POST", &token).await?;
+    ensure!(status == 409 && page.contains("Every seat is taken"), "{status}: {page}");
+    ensure!(owners(world, &tenant).await?.is_empty());
+    overridden(world, &tenant, "seats", 1).await?;
     // Twice at the same moment is once.
     let (one, two) = tokio::try_join!(ask(world, "POST", &token), ask(world, "POST", &token))?;
     let mut statuses = [one.0, two.0];

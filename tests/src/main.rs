@@ -30,7 +30,9 @@ mod races;
 mod recorder;
 mod registry;
 mod rls;
+mod seats;
 mod snapshot;
+mod storage;
 mod suspension;
 mod sweep;
 mod tenant_config;
@@ -88,6 +90,8 @@ const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("gate", gate::CASES),
     ("usage", usage::CASES),
     ("plan_change", plan_change::CASES),
+    ("seats", seats::CASES),
+    ("storage", storage::CASES),
     ("logs", logs::CASES),
     ("matrix", matrix::CASES),
 ];

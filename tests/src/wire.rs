@@ -7,6 +7,7 @@ use url::form_urlencoded::parse;
 const OF_BUCKETS: &[(&str, &str, &str)] = &[
     ("encryption", "s3:GetEncryptionConfiguration", "s3:PutEncryptionConfiguration"),
     ("lifecycle", "s3:GetLifecycleConfiguration", "s3:PutLifecycleConfiguration"),
+    ("notification", "s3:GetBucketNotification", "s3:PutBucketNotification"),
     ("ownershipControls", "s3:GetBucketOwnershipControls", "s3:PutBucketOwnershipControls"),
     ("policy", "s3:GetBucketPolicy", "s3:PutBucketPolicy"),
     ("publicAccessBlock", "s3:GetBucketPublicAccessBlock", "s3:PutBucketPublicAccessBlock"),

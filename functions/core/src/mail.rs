@@ -10,8 +10,8 @@ use crate::aws::classify_without_message;
 use crate::environment::Environment;
 use crate::error::StepError;
 use crate::registry::contacts::Contact;
-use crate::registry::usage::{Level, Notice};
-use crate::tenant::Tenant;
+use crate::registry::notices::{Level, Notice};
+use crate::tenant::{Metered, Tenant};
 
 /// Writes mail in the name of the stack's sender.
 pub struct Mail {
@@ -127,18 +127,22 @@ fn welcome(tenant: &Tenant, owner: &Contact, host: &str, link: Option<&Link>) ->
 fn quota_notice(tenant: &Tenant, owner: &Contact, notice: &Notice) -> Letter {
     let (slug, plan) = (&tenant.slug, tenant.plan);
     let Notice { resource, used, quota, .. } = notice;
-    let what = resource.words();
-    let (subject, meaning) = match notice.level {
-        Level::Warning => (
-            format!("{slug} has used 80 % of its {what}"),
-            format!("When all {quota} are used, {} until the next billing cycle.", resource.consequence()),
-        ),
-        Level::Exceeded => (
-            format!("{slug} has used up its {what}"),
-            format!("From now on {} until the next billing cycle.", resource.consequence()),
-        ),
+    let (what, consequence) = match resource {
+        Metered::ApiCalls => ("API calls", "further calls are refused until the next billing cycle"),
+        Metered::StorageBytes => ("storage", "uploads that do not fit are refused until something is deleted"),
+        Metered::Seats => ("seats", "no further user can be added until a seat is released"),
     };
-    let fact = format!("{slug} has used {used} of the {quota} {what} that its plan, {plan}, grants.");
+    let (used, quota, of) = match resource {
+        Metered::StorageBytes => (size(*used), size(*quota), "of storage"),
+        Metered::ApiCalls | Metered::Seats => (used.to_string(), quota.to_string(), what),
+    };
+    let (subject, meaning) = match notice.level {
+        Level::Warning => {
+            (format!("{slug} has used 80 % of its {what}"), format!("When all {quota} are used, {consequence}."))
+        }
+        Level::Exceeded => (format!("{slug} has used up its {what}"), format!("From now on {consequence}.")),
+    };
+    let fact = format!("{slug} has used {used} of the {quota} {of} that it may use on its plan, {plan}.");
     let advice = "A larger plan grants more, at once.";
     Letter {
         subject,
@@ -147,6 +151,15 @@ fn quota_notice(tenant: &Tenant, owner: &Contact, notice: &Notice) -> Letter {
             "<!DOCTYPE html>\n<html lang=\"en\"><body>\n<p>Hello {},</p>\n<p>{fact} {meaning} {advice}</p>\n</body></html>\n",
             escaped(&owner.name)
         ),
+    }
+}
+
+/// A number of bytes as people say it, to a tenth.
+fn size(bytes: i64) -> String {
+    let units = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match units.into_iter().find(|(_, unit)| bytes >= *unit) {
+        Some((name, unit)) => format!("{}.{} {name}", bytes / unit, bytes % unit * 10 / unit),
+        None => format!("{bytes} bytes"),
     }
 }
 
@@ -170,6 +183,31 @@ pub(crate) fn escaped(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::resource::samples;
+
+    #[test]
+    fn a_notice_says_what_happens_in_the_resources_own_words() {
+        let owner = Contact { name: "Ada".into(), email: "ada@acme.example".into() };
+        let letter = |resource, level, used, quota| {
+            let (tenant, cycle_start) = (samples::tenant(), OffsetDateTime::UNIX_EPOCH);
+            let notice = Notice { tenant: tenant.id, resource, level, used, quota, cycle_start };
+            quota_notice(&tenant, &owner, &notice)
+        };
+        let seats = letter(Metered::Seats, Level::Warning, 4, 5);
+        assert_eq!(seats.subject, "acme has used 80 % of its seats");
+        assert!(
+            seats.text.contains("4 of the 5 seats") && seats.text.contains("When all 5 are used"),
+            "{}",
+            seats.text
+        );
+        let storage = letter(Metered::StorageBytes, Level::Exceeded, 10_200_547_328, 10_737_418_240);
+        assert_eq!(storage.subject, "acme has used up its storage");
+        assert!(storage.text.contains("9.5 GiB of the 10.0 GiB of storage"), "{}", storage.text);
+        assert!(storage.html.contains("until something is deleted"), "{}", storage.html);
+        assert_eq!(
+            (size(1023), size(1024), size(i64::MAX).as_str() > ""),
+            ("1023 bytes".into(), "1.0 KiB".into(), true)
+        );
+    }
 
     #[test]
     fn a_name_is_text_in_both_forms() {

@@ -1,5 +1,7 @@
 //! What callers send, read strictly: every problem is found at once and named by field and rule.
 
+pub mod quotas;
+
 use std::borrow::Cow;
 use std::str::FromStr;
 
@@ -141,7 +143,7 @@ impl SuspensionCall {
         let (outer, execution, mut request) = carried_out(document)?;
         let tenant = selector(&mut request);
         let reason = request.required("reason", name::<Reason>);
-        let actor = request.optional("actor", word);
+        let actor = request.optional("actor", label);
         let mut problems = outer.finish();
         problems.extend(request.finish());
         match (tenant, reason, actor, execution) {
@@ -174,8 +176,8 @@ impl PlanChangeCall {
         let (outer, by, mut request) = carried_out(document)?;
         let tenant = selector(&mut request);
         let plan = request.optional("plan", name::<Plan>);
-        let actor = request.optional("actor", word);
-        let reason = request.optional("reason", word);
+        let actor = request.optional("actor", label);
+        let reason = request.optional("reason", label);
         let mut problems = outer.finish();
         problems.extend(request.finish());
         match (tenant, plan, actor, reason, by) {
@@ -195,14 +197,6 @@ fn carried_out(document: &Value) -> Result<(Fields, Option<Actor>, Fields), Step
     let execution = outer.required("execution", name::<Actor>);
     let request = outer.request()?;
     Ok((outer, execution, request))
-}
-
-/// Who wants something, or why, as it is kept for ever: nothing that could be personal.
-fn word(value: &Value) -> Result<String, &'static str> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
-    let text = value.as_str().filter(|text| (1..=64).contains(&text.len()) && text.bytes().all(plain));
-    text.map(str::to_owned)
-        .ok_or("must be 1 to 64 letters, digits, dots, colons, hyphens or underscores: no address, no free text")
 }
 
 /// Reads which tenant somebody asks about. Who asks is accepted, as every step's input names it, and not needed.
@@ -392,6 +386,14 @@ pub(crate) fn name<T: FromStr<Err = InvalidName>>(value: &Value) -> Result<T, &'
 
 fn boolean(value: &Value) -> Result<bool, &'static str> {
     value.as_bool().ok_or("must be true or false")
+}
+
+/// The name of somebody that may be kept for ever, because it is no personal data.
+fn label(value: &Value) -> Result<String, &'static str> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
+    let text = value.as_str().filter(|text| (1..=64).contains(&text.len()) && text.bytes().all(plain));
+    text.map(str::to_owned)
+        .ok_or("must be 1 to 64 letters, digits, dots, colons, hyphens or underscores: no address, no free text")
 }
 
 fn served(value: &Value, here: &Region) -> Result<Region, Rule> {

@@ -295,6 +295,18 @@ named! {
     } or "must be one of payment_failure, policy_violation, offboarding, admin"
 }
 
+named! {
+    /// What a quota is of.
+    Metered {
+        /// Calls through the gate in a billing cycle.
+        ApiCalls = "api_calls",
+        /// Bytes in the tenant's bucket: every version of every object.
+        StorageBytes = "storage_bytes",
+        /// Users of the tenant.
+        Seats = "seats",
+    } or "must be one of api_calls, storage_bytes, seats"
+}
+
 /// What a plan grants, as the registry's `plan_quotas` row has it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlanQuotas {
@@ -347,6 +359,15 @@ pub struct Tenant {
 }
 
 impl Tenant {
+    /// What its plan grants of a resource, in the resource's own unit.
+    pub fn plan_quota(&self, resource: Metered) -> i64 {
+        match resource {
+            Metered::ApiCalls => self.quotas.api_calls_per_month,
+            Metered::StorageBytes => self.quotas.storage_bytes,
+            Metered::Seats => self.quotas.seats.into(),
+        }
+    }
+
     /// The S3 bucket: at most 58 of the 63 characters that S3 allows.
     pub fn bucket(&self) -> String {
         format!("tenant-{}-{}", self.id, self.region)

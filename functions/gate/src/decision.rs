@@ -60,7 +60,7 @@ pub struct Refusal {
 
 impl Reason {
     /// The reason that a standing of the projection is, if it is one not to serve.
-    pub(crate) fn of_standing(standing: &str) -> Option<Reason> {
+    pub fn of_standing(standing: &str) -> Option<Reason> {
         match standing {
             "active" => None,
             "payment_failure" => Some(Reason::PaymentRequired),

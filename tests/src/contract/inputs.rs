@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 use tenantry_core::billing_event::BillingCall;
 use tenantry_core::error::StepError;
 use tenantry_core::registry::fence::Actor;
+use tenantry_core::request::quotas::{OverrideCall, SeatCall, UploadCall, UsageCall};
 use tenantry_core::request::{Payment, PlanChangeCall, SignUp, StepCall, SuspensionCall};
-use tenantry_core::tenant::{Isolation, Plan, Reason, Region};
+use tenantry_core::tenant::{Isolation, Metered, Plan, Reason, Region};
 use tenantry_local::stripe_events::BUS;
 
 use super::template::{each, taken, target};
@@ -58,6 +59,10 @@ fn sign_ups(contract: &Contract) -> Vec<(&str, Value)> {
 fn accepted(step: &str, input: &Value, slug: &Value) -> Result<(), String> {
     let refused = |error: StepError| error.to_string();
     let holds = |holds: bool, rule: &str| if holds { Ok(()) } else { Err(rule.to_owned()) };
+    let of_tenant = |parsed: Result<(), StepError>| {
+        parsed.map_err(refused)?;
+        holds(input["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
+    };
     match step {
         "validate-request" | "register-tenant" => sign_up(&input["request"]).map(drop).map_err(refused),
         "confirm-payment" => Payment::parse(&input["payment"]).map(drop).map_err(refused),
@@ -77,7 +82,18 @@ fn accepted(step: &str, input: &Value, slug: &Value) -> Result<(), String> {
             BillingCall::parse(input).map_err(refused)?;
             holds(input["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
         }
-        "sweep-tenants" | "reconcile-gate" => holds(*input == json!({}), "must be {}, as the schedule sends it"),
+        "reserve-seat" | "release-seat" => of_tenant(SeatCall::parse(input).map(drop)),
+        "issue-upload" => of_tenant(UploadCall::parse(input).map(drop)),
+        "read-usage" => of_tenant(UsageCall::parse(input).map(drop)),
+        "set-quota-override" => of_tenant(OverrideCall::parse(input).map(drop)),
+        "settle-upload" => holds(
+            input["bucket"]["name"].as_str().is_some_and(|name| name.starts_with("tenant-"))
+                && input["object"]["key"].is_string(),
+            "must be the detail of an event of S3's",
+        ),
+        "sweep-tenants" | "reconcile-gate" | "reconcile-storage" => {
+            holds(*input == json!({}), "must be {}, as the schedule sends it")
+        }
         "accept-invite" => holds(
             input["requestContext"]["http"]["method"] == "GET" && input["queryStringParameters"]["token"].is_string(),
             "must be a function URL's request that only looks",
@@ -128,6 +144,13 @@ pub(super) const EVERY_STEP_HAS_AN_INPUT: Rule = Rule {
         ("a step by hand that acts as an execution", |contract| {
             step_input(contract, "create-bucket")["execution"] =
                 json!("arn:aws:states:us-east-1:000000000000:execution:x:y");
+        }),
+        ("a seat for an address", |contract| {
+            step_input(contract, "reserve-seat")["user"] = json!("ada@acme.example");
+        }),
+        ("an upload to another tenant", |contract| step_input(contract, "issue-upload")["slug"] = json!("globex")),
+        ("an event of another bucket", |contract| {
+            step_input(contract, "settle-upload")["bucket"]["name"] = json!("functions");
         }),
         ("a release without a reason", |contract| remove(step_input(contract, "release-tenant"), "error")),
         ("a sign-up that is refused", |contract| {
@@ -298,10 +321,11 @@ fn sent(event_type: &str) -> Vec<Value> {
             .chain([event(json!({"from": "starter", "to": "growth", "fits": true, "does_not_fit": []}))])
             .collect(),
         "tenant.quota_warning" | "tenant.quota_exceeded" => plans()
-            .map(|plan| {
+            .flat_map(|plan| Metered::ALL.iter().map(move |resource| (plan, resource)))
+            .map(|(plan, resource)| {
                 event(json!({
                     "plan": plan,
-                    "resource": "api_calls",
+                    "resource": resource,
                     "used": 80,
                     "quota": 100,
                     "cycle_start": "2026-11-24T08:00:00Z",

@@ -10,12 +10,16 @@ pub mod fence;
 pub mod invites;
 pub mod journal;
 pub mod lifecycle;
+pub mod notices;
 pub mod outbox;
 pub mod payments;
 pub mod placement;
 pub mod plans;
+pub mod quotas;
 pub mod retries;
+pub mod seats;
 pub mod signup;
+pub mod storage;
 pub mod suspensions;
 pub mod usage;
 
@@ -88,9 +92,12 @@ pub async fn read(client: &impl GenericClient, tenant: &Selector) -> Result<Reco
     row.as_ref().map(record).ok_or_else(|| StepError::TenantNotFound(tenant.to_string()))?
 }
 
-/// Reads a tenant and keeps its row from changing until the transaction ends.
+/// Reads a tenant and keeps its row from changing until the transaction ends. Rows that refer to it can still be written: its key
+/// never changes.
 async fn read_for_update(transaction: &tokio_postgres::Transaction<'_>, tenant: TenantId) -> Result<Record, StepError> {
-    let sql = format!("SELECT {RECORD} FROM tenants t JOIN plan_quotas q USING (plan) WHERE t.id = $1 FOR UPDATE OF t");
+    let sql = format!(
+        "SELECT {RECORD} FROM tenants t JOIN plan_quotas q USING (plan) WHERE t.id = $1 FOR NO KEY UPDATE OF t"
+    );
     let row = transaction.query_opt(&sql, &[&tenant.0]).await?;
     row.as_ref().map(record).ok_or_else(|| StepError::TenantNotFound(tenant.to_string()))?
 }

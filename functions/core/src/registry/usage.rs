@@ -1,50 +1,24 @@
-//! What tenants used, kept from the counters in Redis, and what they were told about it.
+//! What tenants used in each billing cycle: calls, kept from the counters in Redis, and the most that they held of what is
+//! decided here.
 
-use serde_json::json;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
-use tokio_postgres::{Client, GenericClient, Row, Transaction};
+use tokio_postgres::{Client, GenericClient, Transaction};
 
-use super::{Selector, outbox, read};
+use super::notices;
+use super::quotas::{self, Balance, Override};
+use super::{seats, storage};
 use crate::error::StepError;
-use crate::tenant::{Tenant, TenantId};
+use crate::tenant::{Metered, Tenant, TenantId};
 
-/// The share of a quota at which a tenant is warned, in percent.
-const WARNING_PERCENT: i64 = 80;
-/// Notices that one run mails.
-const BATCH: i64 = 100;
-
-/// What a quota is of.
+/// A billing cycle: it holds its start, and not its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Metered {
-    /// Calls through the gate in a billing cycle.
-    ApiCalls,
-}
-
-/// How much of a quota is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Level {
-    /// 80 % or more.
-    Warning,
-    /// All of it.
-    Exceeded,
-}
-
-/// What a tenant is told: once a billing cycle, resource and level.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Notice {
-    /// Whom.
-    pub tenant: TenantId,
-    /// About what.
-    pub resource: Metered,
-    /// How much of it.
-    pub level: Level,
-    /// In the resource's own unit.
-    pub used: i64,
-    /// In the resource's own unit.
-    pub quota: i64,
-    /// The first moment of the billing cycle that it is about.
-    pub cycle_start: OffsetDateTime,
+pub struct Cycle {
+    /// Its first moment.
+    pub start: OffsetDateTime,
+    /// The first moment of the next.
+    pub end: OffsetDateTime,
+    /// Whether it is not over, and has begun.
+    pub current: bool,
 }
 
 /// Calls that were counted in one billing cycle of a tenant.
@@ -62,52 +36,48 @@ pub struct Counted {
     pub quota: i64,
 }
 
-impl Metered {
-    /// The name in the registry and in events.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Metered::ApiCalls => "api_calls",
-        }
-    }
-
-    /// As a person says it.
-    pub(crate) fn words(self) -> &'static str {
-        match self {
-            Metered::ApiCalls => "API calls",
-        }
-    }
-
-    /// What happens at the quota's end.
-    pub(crate) fn consequence(self) -> &'static str {
-        match self {
-            Metered::ApiCalls => "further calls are refused",
-        }
-    }
+/// What a tenant used of one resource in one billing cycle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Used {
+    /// Of what.
+    pub resource: Metered,
+    /// Calls of the cycle, or what is held now: nothing of a cycle that is not the current one.
+    pub used: Option<i64>,
+    /// The most that was held at one time in the cycle, as far as it is known. None of calls.
+    pub most: Option<i64>,
+    /// What is promised besides, to uploads that have not arrived. None of other resources.
+    pub reserved: Option<i64>,
+    /// What the tenant may use now.
+    pub quota: i64,
+    /// What its plan grants.
+    pub plan_quota: i64,
+    /// What stands instead of that.
+    pub instead: Option<Override>,
 }
 
-impl Level {
-    /// The levels that a use has reached.
-    fn reached(used: i64, quota: i64) -> impl Iterator<Item = Level> {
-        // As i128: a share of the largest quota does not fit otherwise.
-        let warned = i128::from(used) * 100 >= i128::from(quota) * i128::from(WARNING_PERCENT);
-        [(warned, Level::Warning), (used >= quota, Level::Exceeded)]
-            .into_iter()
-            .filter_map(|(reached, level)| reached.then_some(level))
-    }
+/// What a tenant used in one billing cycle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The cycle.
+    pub cycle: Cycle,
+    /// When the calls were last counted: a minute ago at most, while the gate is asked.
+    pub calls_counted_at: Option<OffsetDateTime>,
+    /// Every resource.
+    pub used: Vec<Used>,
+}
 
-    fn as_str(self) -> &'static str {
-        match self {
-            Level::Warning => "warning",
-            Level::Exceeded => "exceeded",
-        }
-    }
-
-    fn event(self) -> &'static str {
-        match self {
-            Level::Warning => "tenant.quota_warning",
-            Level::Exceeded => "tenant.quota_exceeded",
-        }
-    }
+/// The cycle of a tenant that holds a moment, or the present; `None` before the tenant was in service for the first time.
+pub(super) async fn cycle(
+    client: &impl GenericClient,
+    tenant: TenantId,
+    moment: Option<OffsetDateTime>,
+) -> Result<Option<Cycle>, StepError> {
+    let sql = "SELECT starts, ends, starts <= now() AND now() < ends
+               FROM (SELECT cycle_boundary(cycle_anchor, n) AS starts, cycle_boundary(cycle_anchor, n + 1) AS ends
+                     FROM (SELECT cycle_anchor, cycle_number(cycle_anchor, coalesce($2, now())) AS n FROM tenants
+                           WHERE id = $1 AND cycle_anchor IS NOT NULL) AS numbered) AS bounded";
+    let row = client.query_opt(sql, &[&tenant.0, &moment]).await?;
+    row.map(|row| Ok(Cycle { start: row.try_get(0)?, end: row.try_get(1)?, current: row.try_get(2)? })).transpose()
 }
 
 /// Keeps counted calls, and in the same transaction tells, once, who has reached 80 % or all of a quota. What is kept never
@@ -117,6 +87,14 @@ impl Level {
 /// When the registry cannot be written; then nothing is kept, and the next run does it.
 pub async fn keep(client: &mut Client, counted: &[Counted]) -> Result<usize, StepError> {
     let transaction = client.transaction().await?;
+    let mut told = 0;
+    // Also where no call was counted since: the quota may have become smaller. A notice takes the tenant's row, and so comes
+    // before the cycle's, which is the order that everybody takes them in.
+    for count in counted {
+        let balance = Balance { resource: Metered::ApiCalls, used: count.calls, quota: count.quota };
+        let cycle = Cycle { start: moment(count.cycle_start)?, end: moment(count.cycle_end)?, current: true };
+        told += notices::tell_reached(&transaction, count.tenant, balance, cycle).await?;
+    }
     let column = |of: fn(&Counted) -> i64| counted.iter().map(of).collect::<Vec<_>>();
     let tenants: Vec<_> = counted.iter().map(|count| count.tenant.0).collect();
     transaction
@@ -131,93 +109,96 @@ pub async fn keep(client: &mut Client, counted: &[Counted]) -> Result<usize, Ste
             &[&tenants, &column(|c| c.cycle_start), &column(|c| c.cycle_end), &column(|c| c.calls)],
         )
         .await?;
-    let mut told = 0;
-    // Also where no call was counted since: the quota may have become smaller.
-    for count in counted {
-        for level in Level::reached(count.calls, count.quota) {
-            told += usize::from(tell(&transaction, count, level).await?);
-        }
-    }
     transaction.commit().await?;
     Ok(told)
 }
 
-/// Records a notice with its event; false when that was done before.
-async fn tell(transaction: &Transaction<'_>, count: &Counted, level: Level) -> Result<bool, StepError> {
-    let sql = "INSERT INTO quota_notices (tenant_id, resource, cycle_start, level, used, quota)
-               VALUES ($1, $2, to_timestamp($3::bigint / 1000.0), $4, $5, $6)
-               ON CONFLICT DO NOTHING RETURNING cycle_start";
-    let resource = Metered::ApiCalls;
-    let row = transaction
-        .query_opt(
-            sql,
-            &[&count.tenant.0, &resource.as_str(), &count.cycle_start, &level.as_str(), &count.calls, &count.quota],
-        )
-        .await?;
-    if row.is_none() {
-        return Ok(false);
+fn moment(millis: i64) -> Result<OffsetDateTime, StepError> {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000)
+        .map_err(|error| StepError::Unexpected(format!("a cycle's boundary: {error}")))
+}
+
+/// Notes that a tenant held `before` of a resource and holds `balance` now, in the transaction that changes it: the most that
+/// it held in this cycle rises, and it is told, once, where it has come to 80 % or all of its quota.
+pub(super) async fn note(
+    transaction: &Transaction<'_>,
+    tenant: TenantId,
+    before: i64,
+    balance: Balance,
+) -> Result<(), StepError> {
+    let Some(cycle) = cycle(transaction, tenant, None).await? else { return Ok(()) };
+    if balance.used > before {
+        notices::tell_reached(transaction, tenant, balance, cycle).await?;
     }
-    let Tenant { id, slug, plan, region, .. } = read(transaction, &Selector::Id(count.tenant)).await?.tenant;
-    let at = |millis: i64| -> Result<String, StepError> {
-        let moment = OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000);
-        moment
-            .map_err(|error| error.to_string())
-            .and_then(|moment| moment.format(&Rfc3339).map_err(|error| error.to_string()))
-            .map_err(|error| StepError::Unexpected(format!("a cycle's boundary: {error}")))
-    };
-    let detail = json!({
-        "slug": slug, "plan": plan, "region": region, "resource": resource.as_str(), "used": count.calls,
-        "quota": count.quota, "cycle_start": at(count.cycle_start)?, "cycle_end": at(count.cycle_end)?,
-    });
-    outbox::enqueue(transaction, id, level.event(), detail).await?;
-    Ok(true)
-}
-
-/// The notices that no mail was sent for yet, oldest first.
-///
-/// # Errors
-/// When the registry cannot be read.
-pub async fn to_mail(client: &impl GenericClient) -> Result<Vec<Notice>, StepError> {
-    let sql = "SELECT tenant_id, level, used, quota, cycle_start FROM quota_notices
-               WHERE mailed_at IS NULL AND resource = 'api_calls' ORDER BY noticed_at LIMIT $1";
-    client.query(sql, &[&BATCH]).await?.iter().map(notice).collect()
-}
-
-fn notice(row: &Row) -> Result<Notice, StepError> {
-    Ok(Notice {
-        tenant: TenantId(row.try_get(0)?),
-        resource: Metered::ApiCalls,
-        level: if row.try_get::<_, &str>(1)? == "warning" { Level::Warning } else { Level::Exceeded },
-        used: row.try_get(2)?,
-        quota: row.try_get(3)?,
-        cycle_start: row.try_get(4)?,
-    })
-}
-
-/// Notes that a notice was mailed.
-///
-/// # Errors
-/// When the registry cannot be written; then it is mailed again.
-pub async fn mailed(client: &impl GenericClient, notice: &Notice) -> Result<(), StepError> {
-    let sql = "UPDATE quota_notices SET mailed_at = now()
-               WHERE tenant_id = $1 AND resource = $2 AND cycle_start = $3 AND level = $4";
-    let (resource, level) = (notice.resource.as_str(), notice.level.as_str());
-    client.execute(sql, &[&notice.tenant.0, &resource, &notice.cycle_start, &level]).await?;
+    let column = balance.resource.as_str();
+    let sql = format!(
+        "INSERT INTO usage_cycles AS u (tenant_id, cycle_start, cycle_end, {column}) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (tenant_id, cycle_start) DO UPDATE SET {column} = greatest(u.{column}, excluded.{column})"
+    );
+    // What was held before was held in this cycle too, which may have begun a moment ago.
+    transaction.execute(&sql, &[&tenant.0, &cycle.start, &cycle.end, &before.max(balance.used)]).await?;
     Ok(())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Carries what tenants hold over into a cycle that has begun: who neither adds nor removes anything holds it all the same.
+/// Again is a no-op.
+///
+/// # Errors
+/// When the registry cannot be written; then the next run does it.
+pub async fn carry_over(client: &Client) -> Result<(), StepError> {
+    let sql = "INSERT INTO usage_cycles AS u (tenant_id, cycle_start, cycle_end, storage_bytes, seats)
+               SELECT c.id, starts, ends, coalesce(b.bytes, 0), (SELECT count(*) FROM seats s WHERE s.tenant_id = c.id)
+               FROM (SELECT id, cycle_boundary(cycle_anchor, n) AS starts, cycle_boundary(cycle_anchor, n + 1) AS ends
+                     FROM (SELECT id, cycle_anchor, cycle_number(cycle_anchor, now()) AS n FROM tenants
+                           WHERE status IN ('active', 'suspended')) AS numbered) AS c
+               LEFT JOIN stored_bytes b ON b.tenant_id = c.id
+               WHERE NOT EXISTS (SELECT FROM usage_cycles known WHERE known.tenant_id = c.id AND known.cycle_start = starts
+                                 AND known.storage_bytes IS NOT NULL AND known.seats IS NOT NULL)
+               ORDER BY c.id
+               ON CONFLICT (tenant_id, cycle_start) DO UPDATE
+                   SET storage_bytes = greatest(u.storage_bytes, excluded.storage_bytes),
+                       seats = greatest(u.seats, excluded.seats)";
+    client.execute(sql, &[]).await?;
+    Ok(())
+}
 
-    #[test]
-    fn eighty_percent_is_a_warning_and_all_of_it_is_too_much() {
-        let reached = |used, quota| Level::reached(used, quota).collect::<Vec<_>>();
-        assert_eq!(reached(79, 100), []);
-        assert_eq!(reached(80, 100), [Level::Warning]);
-        assert_eq!(reached(99, 100), [Level::Warning]);
-        assert_eq!(reached(100, 100), [Level::Warning, Level::Exceeded]);
-        assert_eq!(reached(3, 4), []);
-        assert_eq!(reached(i64::MAX - 1, i64::MAX), [Level::Warning]);
+/// What a tenant used in the billing cycle that holds a moment, or in the current one.
+///
+/// # Errors
+/// `Conflict` when the tenant was never in service, and so has no cycles.
+pub async fn report(client: &Client, tenant: &Tenant, moment: Option<OffsetDateTime>) -> Result<Report, StepError> {
+    let Some(cycle) = cycle(client, tenant.id, moment).await? else {
+        let Tenant { slug, id, .. } = tenant;
+        return Err(StepError::Conflict(format!(
+            "tenant {slug} ({id}) was never in service: it has no billing cycles"
+        )));
+    };
+    let sql = "SELECT api_calls, counted_at, storage_bytes, seats FROM usage_cycles WHERE tenant_id = $1 AND cycle_start = $2";
+    let kept = client.query_opt(sql, &[&tenant.id.0, &cycle.start]).await?;
+    let number = |column: &str| kept.as_ref().map(|row| row.try_get::<_, Option<i64>>(column)).transpose();
+    let mut report = Report { cycle, calls_counted_at: None, used: Vec::new() };
+    report.calls_counted_at = kept.as_ref().map(|row| row.try_get("counted_at")).transpose()?;
+    for &resource in Metered::ALL {
+        let instead = quotas::standing_override(client, tenant.id, resource).await?;
+        let plan_quota = tenant.plan_quota(resource);
+        let known = number(resource.as_str())?.flatten();
+        let held = match resource {
+            Metered::ApiCalls => None,
+            Metered::StorageBytes => Some(storage::stored(client, tenant.id).await?),
+            Metered::Seats => Some(seats::taken(client, tenant.id).await?),
+        };
+        let held = held.filter(|_| cycle.current);
+        let reserved = match resource {
+            Metered::StorageBytes if cycle.current => Some(storage::promised(client, tenant.id).await?),
+            _ => None,
+        };
+        let (used, most) = match resource {
+            Metered::ApiCalls => (Some(known.unwrap_or_default()), None),
+            // What is held now was held in this cycle, whether that was noted yet or not.
+            Metered::StorageBytes | Metered::Seats => (held, known.max(held)),
+        };
+        let quota = instead.map_or(plan_quota, |instead| instead.amount);
+        report.used.push(Used { resource, used, most, reserved, quota, plan_quota, instead });
     }
+    Ok(report)
 }

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::environment::Environment;
 use crate::error::StepError;
@@ -11,13 +12,16 @@ use crate::invite::Token;
 use crate::mail::escaped;
 use crate::postgres::Database;
 use crate::registry::invites::{self, State};
-use crate::registry::{self, Record, Selector, audit, contacts};
+use crate::registry::quotas::Decision;
+use crate::registry::{self, Record, Selector, audit, contacts, seats};
 use crate::resource::database::TenantDatabase;
 use crate::step::{Step, log_tenant};
-use crate::tenant::Status;
+use crate::tenant::{Status, Tenant};
 
 /// The longest body that is read: a form with one token.
 const MOST_BYTES: usize = 1024;
+/// Who acts, in the audit trail.
+const ACTOR: &str = "accept-invite";
 
 /// Answers the requests of a function URL (payload format 2.0).
 pub struct AcceptInvite {
@@ -35,6 +39,8 @@ enum Refusal {
     Accepted,
     /// The tenant is not in service.
     Closed,
+    /// Every seat is taken.
+    Full,
 }
 
 impl Refusal {
@@ -44,6 +50,7 @@ impl Refusal {
             Refusal::Expired => (410, "This link has expired", "Ask for a new invitation."),
             Refusal::Accepted => (409, "This invitation was accepted already", "Log in with your account."),
             Refusal::Closed => (403, "This workspace is not open", "Ask whoever invited you."),
+            Refusal::Full => (409, "Every seat is taken", "Ask for one to be released. This link goes on working."),
         };
         page(status, title, &format!("<p>{text}</p>"))
     }
@@ -81,8 +88,8 @@ impl AcceptInvite {
         })
     }
 
-    /// Makes the administrator, then uses the invitation up: a crash in between leaves a link that still works, and the same
-    /// administrator.
+    /// Takes a seat, makes the administrator, then uses the invitation up: a crash in between leaves a link that still works, and
+    /// the same administrator on the same seat.
     async fn accept(&self, text: &str) -> Result<Value, StepError> {
         let (invite, record) = match self.opened(text).await? {
             Ok(opened) => opened,
@@ -90,13 +97,25 @@ impl AcceptInvite {
         };
         let owner = contacts::owner(&*self.registry.client().await?, record.tenant.id).await?;
         let Some(owner) = owner else { return Ok(Refusal::Unknown.page()) };
-        self.database.add_owner(&record.tenant, &owner).await?;
+        if !self.seat(&record.tenant, invite.id).await? {
+            return Ok(Refusal::Full.page());
+        }
+        let user = self.database.add_owner(&record.tenant, invite.id, &owner).await?;
+        if user != invite.id {
+            // The product has that address already: the seat is that user's.
+            let (tenant, mut client) = (Selector::Id(record.tenant.id), self.registry.client().await?);
+            seats::release(&mut client, &tenant, &invite.id.to_string(), ACTOR).await?;
+            drop(client);
+            if !self.seat(&record.tenant, user).await? {
+                return Ok(Refusal::Full.page());
+            }
+        }
         let client = self.registry.client().await?;
         if !invites::accept(&*client, &invite).await? {
             return Ok(Refusal::Accepted.page());
         }
         let detail = json!({ "invite": invite.id });
-        audit::record(&*client, record.tenant.id, "accept-invite", "invite accepted", &detail).await?;
+        audit::record(&*client, record.tenant.id, ACTOR, "invite accepted", &detail).await?;
         tracing::info!(invite = %invite.id, "an invitation was accepted");
         let host = record.tenant.host(&self.base_domain);
         Ok(json!({
@@ -104,6 +123,13 @@ impl AcceptInvite {
             "headers": {"location": format!("https://{host}/"), "cache-control": "no-store"},
             "body": "",
         }))
+    }
+
+    /// Whether a user has a seat now.
+    async fn seat(&self, tenant: &Tenant, user: Uuid) -> Result<bool, StepError> {
+        let mut client = self.registry.client().await?;
+        let (_, decision) = seats::reserve(&mut client, &Selector::Id(tenant.id), &user.to_string(), ACTOR).await?;
+        Ok(matches!(decision, Decision::Granted(_)))
     }
 
     async fn show(&self, text: &str) -> Result<Value, StepError> {
@@ -183,7 +209,7 @@ mod tests {
 
     #[test]
     fn every_refusal_is_a_page_that_nobody_keeps() {
-        for refusal in [Refusal::Unknown, Refusal::Expired, Refusal::Accepted, Refusal::Closed] {
+        for refusal in [Refusal::Unknown, Refusal::Expired, Refusal::Accepted, Refusal::Closed, Refusal::Full] {
             let page = refusal.page();
             assert!(page["statusCode"].as_u64().is_some_and(|status| (400..500).contains(&status)));
             assert_eq!(page["headers"]["cache-control"], "no-store");

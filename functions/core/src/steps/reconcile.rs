@@ -13,7 +13,8 @@ use crate::error::StepError;
 use crate::gate::{Projector, unreached};
 use crate::mail::Mail;
 use crate::postgres::Database;
-use crate::registry::usage::{self, Counted, Notice};
+use crate::registry::notices::{self, Notice};
+use crate::registry::usage::{self, Counted};
 use crate::registry::{self, Selector, contacts};
 use crate::step::Step;
 use crate::tenant::TenantId;
@@ -72,9 +73,9 @@ impl ReconcileGate {
 
     /// Mails what was not mailed yet. One that cannot be mailed keeps no other from it, and is tried again.
     async fn mail(&self) -> Result<usize, StepError> {
-        let notices = usage::to_mail(&*self.registry.client().await?).await?;
+        let waiting = notices::to_mail(&*self.registry.client().await?).await?;
         let mut sent = 0;
-        for notice in notices {
+        for notice in waiting {
             match self.mail_one(&notice).await {
                 Ok(()) => sent += 1,
                 Err(error) => tracing::warn!(
@@ -92,7 +93,7 @@ impl ReconcileGate {
         if let Some(owner) = contacts::owner(&*client, notice.tenant).await? {
             self.mail.send_quota_notice(&tenant, &owner, notice).await?;
         }
-        usage::mailed(&*client, notice).await
+        notices::mailed(&*client, notice).await
     }
 }
 
@@ -105,7 +106,8 @@ fn now() -> i64 {
 impl Step for ReconcileGate {
     async fn run(&self, _name: &'static str, _input: &Value) -> Result<Value, StepError> {
         let reconciled = self.reconcile().await;
-        // Mail is sent also while Redis is down.
+        // What is held is carried over, and mail is sent, also while Redis is down.
+        usage::carry_over(&*self.registry.client().await?).await?;
         let mailed = self.mail().await?;
         let (repaired, told) = reconciled?;
         Ok(json!({ "repaired": repaired, "told": told, "mailed": mailed }))

@@ -2,6 +2,8 @@
 
 mod empty;
 mod lifecycle;
+mod notifications;
+pub mod objects;
 pub mod plan;
 mod policy;
 
@@ -11,9 +13,9 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_bucket_tagging::{GetBucketTaggingError, GetBucketTaggingOutput};
 use aws_sdk_s3::types::{
     BucketLifecycleConfiguration, BucketLocationConstraint, BucketVersioningStatus, CreateBucketConfiguration,
-    LifecycleRule, ObjectOwnership, OwnershipControls, OwnershipControlsRule, PublicAccessBlockConfiguration,
-    ServerSideEncryption, ServerSideEncryptionByDefault, ServerSideEncryptionConfiguration, ServerSideEncryptionRule,
-    Tag, VersioningConfiguration,
+    LifecycleRule, NotificationConfiguration, ObjectOwnership, OwnershipControls, OwnershipControlsRule,
+    PublicAccessBlockConfiguration, ServerSideEncryption, ServerSideEncryptionByDefault,
+    ServerSideEncryptionConfiguration, ServerSideEncryptionRule, Tag, VersioningConfiguration,
 };
 use serde_json::{Value, json};
 
@@ -58,6 +60,7 @@ struct Settings<P> {
     encryption: Option<ServerSideEncryption>,
     versioning: Option<BucketVersioningStatus>,
     lifecycle: Vec<LifecycleRule>,
+    notifications: Option<NotificationConfiguration>,
     policy: P,
 }
 
@@ -69,7 +72,14 @@ enum Setting {
     Encryption,
     Versioning,
     Lifecycle,
+    Notifications,
     Policy,
+}
+
+/// Only AWS resolves a host name per bucket; an endpoint given by hand has the bucket in the path.
+fn client(env: &Environment) -> Client {
+    let config = aws_sdk_s3::config::Builder::from(&env.aws).force_path_style(env.aws.endpoint_url().is_some());
+    Client::from_conf(config.build())
 }
 
 impl Bucket {
@@ -87,7 +97,7 @@ impl Bucket {
     /// other answers mean anything.
     async fn look(&self, tenant: &Tenant) -> Result<Look, StepError> {
         let (s3, name) = (&self.s3, &tenant.bucket());
-        let (tags, public_access, ownership, encryption, versioning, lifecycle, policy) = futures::join!(
+        let (tags, public_access, ownership, encryption, versioning, lifecycle, notifications, policy) = futures::join!(
             // A bucket of another account, tagged to look like ours, is refused here.
             Box::pin(s3.get_bucket_tagging().bucket(name).expected_bucket_owner(&self.account).send()),
             Box::pin(s3.get_public_access_block().bucket(name).send()),
@@ -95,6 +105,7 @@ impl Bucket {
             Box::pin(s3.get_bucket_encryption().bucket(name).send()),
             Box::pin(s3.get_bucket_versioning().bucket(name).send()),
             Box::pin(s3.get_bucket_lifecycle_configuration().bucket(name).send()),
+            Box::pin(s3.get_bucket_notification_configuration().bucket(name).send()),
             Box::pin(s3.get_bucket_policy().bucket(name).send()),
         );
         Ok(match whose(tenant, tags)? {
@@ -116,6 +127,7 @@ impl Bucket {
                 lifecycle: set(name, lifecycle, "NoSuchLifecycleConfiguration")?
                     .and_then(|output| output.rules)
                     .unwrap_or_default(),
+                notifications: set(name, notifications, "")?.map(notifications::found),
                 policy: set(name, policy, "NoSuchBucketPolicy")?.and_then(|output| output.policy),
             })),
         })
@@ -136,6 +148,7 @@ impl Bucket {
             encryption: Some(ServerSideEncryption::Aes256),
             versioning: Some(BucketVersioningStatus::Enabled),
             lifecycle: wanted_rules(tenant, rules)?,
+            notifications: Some(notifications::to_event_bridge()),
             policy: policy::bucket_policy(tenant, &self.account, &self.stack_roles),
         })
     }
@@ -198,6 +211,11 @@ impl Bucket {
                 put.send().await.map(drop).map_err(|error| settle(&doing, &error))
             }
             Setting::Lifecycle => write_rules(s3, name, wanted.lifecycle.clone()).await,
+            Setting::Notifications => {
+                let put = s3.put_bucket_notification_configuration().bucket(name);
+                let put = put.set_notification_configuration(wanted.notifications.clone());
+                put.send().await.map(drop).map_err(|error| settle(&doing, &error))
+            }
             Setting::Policy => {
                 let put = s3.put_bucket_policy().bucket(name).policy(wanted.policy.to_string());
                 put.send().await.map(drop).map_err(|error| settle(&doing, &error))
@@ -324,6 +342,7 @@ impl Setting {
             Setting::Encryption => "default encryption",
             Setting::Versioning => "versioning",
             Setting::Lifecycle => "lifecycle rules",
+            Setting::Notifications => "notifications",
             Setting::Policy => "policy",
         }
     }
@@ -352,6 +371,9 @@ fn differences(found: &Settings<Option<String>>, wanted: &Settings<Value>) -> Ve
     if !lifecycle::same_rules(&found.lifecycle, &wanted.lifecycle) {
         let ids: Vec<_> = found.lifecycle.iter().map(|rule| rule.id().unwrap_or("(no id)")).collect();
         differs(Setting::Lifecycle, (!ids.is_empty()).then(|| format!("not the plan's: {}", ids.join(", "))));
+    }
+    if found.notifications != wanted.notifications {
+        differs(Setting::Notifications, Some("not EventBridge alone".to_owned()));
     }
     if !found.policy.as_deref().is_some_and(|policy| same_policy(policy, &wanted.policy)) {
         differs(Setting::Policy, found.policy.as_ref().map(|policy| format!("not ours: {policy}")));

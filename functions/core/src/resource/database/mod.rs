@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use serde_json::Value;
 use tokio::sync::Mutex;
 use tokio_postgres::GenericClient;
+use uuid::Uuid;
 
 use super::{Inspection, Resource};
 use crate::environment::Environment;
@@ -57,16 +58,17 @@ impl TenantDatabase {
         })
     }
 
-    /// Makes the tenant's owner one of its users, with the owner's role. Again changes nothing.
+    /// Makes the tenant's owner one of its users, with the owner's role, under an id. Returns the id that the user has: another,
+    /// where it was a user before. Again changes nothing.
     ///
     /// # Errors
     /// `Transient` when the tenant's database cannot be reached.
-    pub async fn add_owner(&self, tenant: &Tenant, owner: &Contact) -> Result<(), StepError> {
+    pub async fn add_owner(&self, tenant: &Tenant, user: Uuid, owner: &Contact) -> Result<Uuid, StepError> {
         let server = self.server_of(tenant).await?;
         let mut client = server.client().await?;
         match tenant.isolation {
-            Isolation::Shared => shared::add_owner(&mut client, tenant, owner).await,
-            Isolation::Schema | Isolation::Database => schema::add_owner(&client, tenant, owner).await,
+            Isolation::Shared => shared::add_owner(&mut client, tenant, user, owner).await,
+            Isolation::Schema | Isolation::Database => schema::add_owner(&client, tenant, user, owner).await,
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tokio_postgres::{Client, GenericClient};
+use uuid::Uuid;
 
 use super::secret::{self, LoginSecret};
 use super::{Inspection, Use, role};
@@ -147,15 +148,20 @@ pub(super) async fn usage(client: &Client, tenant: &Tenant) -> Result<Use, StepE
     super::usage(client, &tenant.schema()).await
 }
 
-/// Makes the tenant's owner one of its users, with every right. Again changes nothing.
-pub(super) async fn add_owner(client: &Client, tenant: &Tenant, owner: &Contact) -> Result<(), StepError> {
+/// Makes the tenant's owner one of its users, with every right, under an id; under its own where it is one already. Again changes
+/// nothing.
+pub(super) async fn add_owner(
+    client: &Client,
+    tenant: &Tenant,
+    user: Uuid,
+    owner: &Contact,
+) -> Result<Uuid, StepError> {
     let sql = format!(
-        "INSERT INTO {}.users (email, name, role) VALUES ($1, $2, 'owner')
-         ON CONFLICT (lower(email)) DO UPDATE SET role = excluded.role",
+        "INSERT INTO {}.users (id, email, name, role) VALUES ($1, $2, $3, 'owner')
+         ON CONFLICT (lower(email)) DO UPDATE SET role = excluded.role RETURNING id",
         quote_identifier(&tenant.schema())
     );
-    client.execute(&sql, &[&owner.email, &owner.name]).await?;
-    Ok(())
+    Ok(client.query_one(&sql, &[&user, &owner.email, &owner.name]).await?.try_get(0)?)
 }
 
 /// Whose the schema is, by its comment.

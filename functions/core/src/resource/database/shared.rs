@@ -6,6 +6,7 @@
 use serde_json::{Value, json};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Transaction};
+use uuid::Uuid;
 
 use super::{Inspection, Use, writable};
 use crate::error::StepError;
@@ -48,14 +49,20 @@ pub(super) async fn ensure(client: &mut Client, tenant: &Tenant) -> Result<Value
     Ok(json!({ "isolation": tenant.isolation, "schema": POOL }))
 }
 
-/// Makes the tenant's owner one of its users, with every right. Again changes nothing.
-pub(super) async fn add_owner(client: &mut Client, tenant: &Tenant, owner: &Contact) -> Result<(), StepError> {
+/// Makes the tenant's owner one of its users, with every right, under an id; under its own where it is one already. Again changes
+/// nothing.
+pub(super) async fn add_owner(
+    client: &mut Client,
+    tenant: &Tenant,
+    user: Uuid,
+    owner: &Contact,
+) -> Result<Uuid, StepError> {
     let transaction = begin(client, tenant).await?;
-    let sql = "INSERT INTO pool.users (tenant_id, email, name, role) VALUES ($1, $2, $3, 'owner')
-               ON CONFLICT (tenant_id, lower(email)) DO UPDATE SET role = excluded.role";
-    transaction.execute(sql, &[&tenant.id.0, &owner.email, &owner.name]).await?;
+    let sql = "INSERT INTO pool.users (tenant_id, id, email, name, role) VALUES ($1, $2, $3, $4, 'owner')
+               ON CONFLICT (tenant_id, lower(email)) DO UPDATE SET role = excluded.role RETURNING id";
+    let row = transaction.query_one(sql, &[&tenant.id.0, &user, &owner.email, &owner.name]).await?;
     transaction.commit().await?;
-    Ok(())
+    Ok(row.try_get(0)?)
 }
 
 /// What the tenant's rows say it uses.
