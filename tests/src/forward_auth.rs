@@ -22,6 +22,7 @@ use tenantry_local::stack::BASE_DOMAIN;
 use tenantry_local::tools::{Tools, checkout, free_port};
 use tokio::task::spawn_blocking;
 
+use crate::Check;
 use crate::gate::{gate, gate_at, grant};
 use crate::suspension::{in_service, step};
 use crate::world::{Case, World};
@@ -37,7 +38,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("what_was_admitted_without_redis_is_counted_before_it_ends", |world| Box::pin(counted_at_the_end(world))),
 ];
 /// Cases that need no stack.
-pub const SAMPLES: &[(&str, fn() -> Result<()>)] = &[
+pub const SAMPLES: &[(&str, Check)] = &[
     ("samples_ask_the_service_and_hand_on_who_the_tenant_is", samples),
     ("it_does_not_start_with_settings_that_are_wrong", wrong_settings),
 ];
@@ -65,7 +66,7 @@ struct Front {
     /// How many requests came through to the product.
     reached: Arc<AtomicU32>,
     service: Option<ForwardAuth>,
-    nginx: Nginx,
+    _nginx: Nginx,
     _directory: Scratch,
 }
 
@@ -136,7 +137,7 @@ impl Front {
         let nginx = Nginx::start(&Tools::load(&checkout()?)?, &sample, port, &directory.0).await?;
         let url = format!("http://127.0.0.1:{port}");
         let client = reqwest::Client::new();
-        Ok(Front { url, client, reached, service: Some(service), nginx, _directory: directory })
+        Ok(Front { url, client, reached, service: Some(service), _nginx: nginx, _directory: directory })
     }
 
     fn get(&self, tenant: &Tenant, path: &str) -> RequestBuilder {
@@ -211,17 +212,20 @@ async fn behind_nginx(world: &World) -> Result<()> {
     let told = served.is_served()?;
     ensure!(told["id"] == json!([tenant.id]) && told["slug"] == json!([tenant.slug]), "{told}");
     ensure!(told["host"] == json!([tenant.host(BASE_DOMAIN)]), "{told}");
-    ensure!(told["method"] == "POST" && told["target"] == "/orders?page=2" && told["body"] == "three of them", "{told}");
+    ensure!(
+        told["method"] == "POST" && told["target"] == "/orders?page=2" && told["body"] == "three of them",
+        "{told}"
+    );
     ensure!(served.header("ratelimit").starts_with("\"api-calls\";r=4;t="), "{served:?}");
     ensure!(served.header("ratelimit-policy").starts_with("\"api-calls\";q=5;w="), "{served:?}");
 
-    let nobody = Answer::to(front.client.get(&front.url).header("host", format!("nobody-at-all.{BASE_DOMAIN}"))).await?;
+    let nobody =
+        Answer::to(front.client.get(&front.url).header("host", format!("nobody-at-all.{BASE_DOMAIN}"))).await?;
     nobody.is_refusal(403, "not-in-service")?;
     Answer::to(front.client.get(&front.url)).await?.is_refusal(403, "not-in-service")?;
 
     // At once, and at the very next request again.
-    for (reason, status, name) in
-        [("payment_failure", 402, "payment-required"), ("policy_violation", 403, "suspended")]
+    for (reason, status, name) in [("payment_failure", 402, "payment-required"), ("policy_violation", 403, "suspended")]
     {
         step(world, "suspend-tenant", tenant, reason).await?;
         front.refuses(tenant, status, name).await?;
@@ -333,7 +337,8 @@ async fn as_traefik_asks(world: &World) -> Result<()> {
         let other = in_service(world).await?.host(BASE_DOMAIN);
         let by_host = client.get(format!("{url}/auth")).header("host", &other);
         Answer::to(by_host).await?.is_refusal(403, "not-in-service")?;
-        let two = client.get(format!("{url}/auth")).header("x-forwarded-host", &other).header("x-forwarded-host", &host);
+        let two =
+            client.get(format!("{url}/auth")).header("x-forwarded-host", &other).header("x-forwarded-host", &host);
         Answer::to(two).await?.is_refusal(403, "not-in-service")?;
         let alive = Answer::to(client.get(format!("{url}/healthz"))).await?;
         ensure!(alive.status == 200, "{alive:?}");
@@ -356,7 +361,9 @@ async fn as_envoy_asks(world: &World) -> Result<()> {
             (Method::OPTIONS, "/auth/nginx/look"),
         ];
         for (left, (method, path)) in (0..4).rev().zip(asked) {
-            let asked = client.request(method, format!("{url}{path}")).header("host", format!("{}:443", tenant.host(BASE_DOMAIN)));
+            let asked = client
+                .request(method, format!("{url}{path}"))
+                .header("host", format!("{}:443", tenant.host(BASE_DOMAIN)));
             let admitted = Answer::to(asked).await?;
             ensure!(admitted.status == 200, "{path}: {admitted:?}");
             ensure!(admitted.header("x-tenant-slug") == tenant.slug.as_str(), "{path}: {admitted:?}");
@@ -364,7 +371,9 @@ async fn as_envoy_asks(world: &World) -> Result<()> {
             ensure!(limit.starts_with(&format!("\"api-calls\";r={left};t=")), "{path}: {limit}");
         }
         let host = tenant.host(BASE_DOMAIN);
-        Answer::to(client.get(format!("{url}/auth/orders")).header("host", &host)).await?.is_refusal(429, "quota-exceeded")?;
+        Answer::to(client.get(format!("{url}/auth/orders")).header("host", &host))
+            .await?
+            .is_refusal(429, "quota-exceeded")?;
         ensure!(Answer::to(client.get(format!("{url}/look/orders")).header("host", &host)).await?.status == 200);
         Ok(())
     })
@@ -504,8 +513,12 @@ fn wrong_settings() -> Result<()> {
         .context("forward-auth")?;
     let said = String::from_utf8_lossy(&started.stdout);
     ensure!(!started.status.success(), "it started: {said}");
-    let line: Value = serde_json::from_str(said.lines().last().unwrap_or_default()).with_context(|| said.to_string())?;
+    let line: Value =
+        serde_json::from_str(said.lines().last().unwrap_or_default()).with_context(|| said.to_string())?;
     let error = line["error"].as_str().unwrap_or_default();
-    ensure!(error.contains("WHEN_BLIND must be closed or open") && error.contains("APP_DATABASE_URL must be set"), "{line}");
+    ensure!(
+        error.contains("WHEN_BLIND must be closed or open") && error.contains("APP_DATABASE_URL must be set"),
+        "{line}"
+    );
     Ok(())
 }

@@ -59,7 +59,8 @@ use world::{Case, World};
 type Check = fn() -> Result<()>;
 
 /// Cases that need no stack: they read the repository.
-const WITHOUT_STACK: &[(&str, &[(&str, Check)])] = &[("contract", contract::CASES), ("forward_auth", forward_auth::SAMPLES)];
+const WITHOUT_STACK: &[(&str, &[(&str, Check)])] =
+    &[("contract", contract::CASES), ("forward_auth", forward_auth::SAMPLES)];
 /// Cases that share the stack with others.
 const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("registry", registry::CASES),

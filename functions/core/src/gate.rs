@@ -64,10 +64,10 @@ impl Projector {
 impl Registry for Database {
     fn look_up<'a>(&'a self, slug: &'a str) -> LookUp<'a> {
         Box::pin(async move {
-            let read = Projection::read(&**self.client().await?, slug).await;
+            let read = Projection::read(&*self.client().await?, slug).await;
             match read {
                 // A sandbox that slept finds its connection closed when it first uses it, and nobody tries again for it.
-                Err(error) if error.is_closed() => Ok(Projection::read(&**self.client().await?, slug).await?),
+                Err(error) if error.is_closed() => Ok(Projection::read(&*self.client().await?, slug).await?),
                 read => Ok(read?),
             }
         })

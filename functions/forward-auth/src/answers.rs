@@ -142,7 +142,8 @@ mod tests {
         assert_eq!(door("Host").host(&uri, &both), Some("forward-auth"));
         assert_eq!(door("X-Forwarded-Host").host(&uri, &both), Some("acme.app.example.com"));
         assert_eq!(door("X-Forwarded-Host").host(&uri, &headers(&[("host", "acme.app.example.com")])), None);
-        let two = headers(&[("x-forwarded-host", "acme.app.example.com"), ("x-forwarded-host", "globex.app.example.com")]);
+        let two =
+            headers(&[("x-forwarded-host", "acme.app.example.com"), ("x-forwarded-host", "globex.app.example.com")]);
         assert_eq!(door("X-Forwarded-Host").host(&uri, &two), None);
     }
 

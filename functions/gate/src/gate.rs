@@ -340,8 +340,7 @@ fn read(reply: &[Value], now: i64) -> Answer {
     let number = |text: &str| text.parse::<i64>().unwrap_or_default();
     let (limit, used, end, start) = (number(&limit), number(&used), number(&end), number(&start));
     let seconds = |from: i64| u64::try_from(end - from).unwrap_or_default().div_ceil(1000);
-    let budget =
-        Budget { limit, remaining: (limit - used).max(0), resets_in: seconds(now), window: seconds(start) };
+    let budget = Budget { limit, remaining: (limit - used).max(0), resets_in: seconds(now), window: seconds(start) };
     Answer::Decided { admitted: word == "active", id, budget }
 }
 

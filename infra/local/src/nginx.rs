@@ -19,7 +19,8 @@ impl Nginx {
     /// # Errors
     /// When the configuration is refused, with nginx's own words.
     pub async fn start(tools: &Tools, http: &str, port: u16, directory: &Path) -> Result<Self> {
-        let mut main = "daemon off;\npid nginx.pid;\nworker_processes 1;\nevents {}\nhttp {\naccess_log off;\n".to_owned();
+        let mut main =
+            "daemon off;\npid nginx.pid;\nworker_processes 1;\nevents {}\nhttp {\naccess_log off;\n".to_owned();
         for kind in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"] {
             main.push_str(&format!("{kind}_temp_path {kind};\n"));
         }

@@ -79,8 +79,12 @@ pub(super) const AUTHORIZERS_ARE_NOT_REMEMBERED: Rule = Rule {
         ("an authorizer that is asked about a token", |contract| {
             contract.properties("GatedApiAuthorizer")["Type"] = json!("TOKEN");
         }),
-        ("a function that any API may call", |contract| remove(contract.properties("AuthorizeRequestPermission"), "SourceArn")),
-        ("a method that is open", |contract| contract.properties("GatedApiMethod")["AuthorizationType"] = json!("NONE")),
+        ("a function that any API may call", |contract| {
+            remove(contract.properties("AuthorizeRequestPermission"), "SourceArn")
+        }),
+        ("a method that is open", |contract| {
+            contract.properties("GatedApiMethod")["AuthorizationType"] = json!("NONE")
+        }),
     ],
 };
 
@@ -89,8 +93,9 @@ pub(super) const REFUSALS_ARE_PROBLEMS: Rule = Rule {
         let mut broken = Vec::new();
         for (id, deployment) in contract.resources(DEPLOYMENT) {
             let api = &deployment["Properties"]["RestApiId"];
-            let of_this_api =
-                |of_type| contract.resources(of_type).filter(|(_, resource)| resource["Properties"]["RestApiId"] == *api);
+            let of_this_api = |of_type| {
+                contract.resources(of_type).filter(|(_, resource)| resource["Properties"]["RestApiId"] == *api)
+            };
             // What comes after a deployment is not in it.
             let late = of_this_api(METHOD).chain(of_this_api(RESPONSE)).map(|(id, _)| id);
             let late = late.filter(|before| !each(&deployment["DependsOn"]).contains(&json!(before)));
