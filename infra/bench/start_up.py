@@ -45,6 +45,8 @@ SETTINGS = {
     "EKS_CLUSTER": "bench",
     "KUBECONFIG": "",
     "SENDER_ADDRESS": "bench@bench.test",
+    "REDIS_URL": "redis://127.0.0.1:9",
+    "WHEN_BLIND": "closed",
     "PROVISION_MACHINE_ARN": "arn:aws:states:us-east-1:000000000000:stateMachine:provision-tenant",
 }
 

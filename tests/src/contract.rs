@@ -5,6 +5,7 @@
 
 pub use flow::UNDOES;
 
+mod api;
 mod billing;
 mod flow;
 mod in_service;
@@ -78,6 +79,8 @@ cases! {
     stack::FUNCTIONS_ARE_OBSERVED: "every function is traced, logged with retention, and bounded",
     stack::OPERATORS_ARE_CALLED: "an alarm follows every flag that functions log",
     stack::MIGRATIONS_COME_FIRST: "migrations run on every deploy, before the machine and the rules",
+    api::AUTHORIZERS_ARE_NOT_REMEMBERED: "what an authorizer decides is kept by nobody, and only API Gateway may ask it",
+    api::REFUSALS_ARE_PROBLEMS: "an API's refusals are the gate's own problem documents, from its first deployment on",
     stack::DATA_IS_KEPT: "tables are retained, encrypted and recoverable",
     permissions::ROLES_ARE_THEIR_OWN: "every function has a role of its own",
     permissions::NO_WILDCARDS: "no role has a wildcard action, nor a wildcard resource without a reason",

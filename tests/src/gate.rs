@@ -41,7 +41,8 @@ pub fn gate(world: &World) -> Result<Gate> {
     gate_at(world, world.export("REDIS_URL")?)
 }
 
-fn gate_at(world: &World, redis: &str) -> Result<Gate> {
+/// The same over another Redis.
+pub fn gate_at(world: &World, redis: &str) -> Result<Gate> {
     let url = world.export("APP_DATABASE_URL")?.to_owned();
     let registry = PostgresRegistry::new(move || connect(url.clone()));
     Ok(Gate::builder(redis, BASE_DOMAIN).registry(registry).build()?)
@@ -315,6 +316,10 @@ async fn layer(world: &World) -> Result<()> {
     ensure!(served.status() == 200, "{served:?}");
     let limit = served.headers().get("ratelimit").context("no RateLimit")?.to_str()?;
     ensure!(limit.starts_with("\"api-calls\";r=1;t="), "{limit}");
+    let policy = served.headers().get("ratelimit-policy").context("no RateLimit-Policy")?.to_str()?;
+    let cycle = projection(world, tenant.slug.as_str()).await?;
+    let seconds = (cycle.boundaries[2] - cycle.boundaries[1]) / 1000;
+    ensure!(policy == format!("\"api-calls\";q=2;w={seconds}"), "not the cycle's own length: {policy}");
     ensure!(served.text().await? == format!("{} {}", tenant.slug, tenant.id));
     ask(host.to_uppercase()).await?;
     let exceeded = ask(host.clone()).await?;

@@ -2,6 +2,7 @@
 
 #![allow(unreachable_pub)] // A binary has no outside: `pub` says what other modules use.
 
+mod authorizer;
 mod bad_input;
 mod billing;
 mod billing_events;
@@ -15,6 +16,7 @@ mod database;
 mod dns;
 mod explain;
 mod faults;
+mod forward_auth;
 mod gate;
 mod identity;
 mod invites;
@@ -62,7 +64,8 @@ use world::{Case, World};
 type Check = fn() -> Result<()>;
 
 /// Cases that need no stack: they read the repository.
-const WITHOUT_STACK: &[(&str, &[(&str, Check)])] = &[("contract", contract::CASES)];
+const WITHOUT_STACK: &[(&str, &[(&str, Check)])] =
+    &[("contract", contract::CASES), ("forward_auth", forward_auth::SAMPLES)];
 /// Cases that share the stack with others.
 const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("registry", registry::CASES),
@@ -88,6 +91,8 @@ const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("triggers", triggers::CASES),
     ("suspension", suspension::CASES),
     ("gate", gate::CASES),
+    ("forward_auth", forward_auth::CASES),
+    ("authorizer", authorizer::CASES),
     ("usage", usage::CASES),
     ("plan_change", plan_change::CASES),
     ("seats", seats::CASES),

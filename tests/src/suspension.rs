@@ -94,7 +94,8 @@ async fn refused_with(world: &World, tenant: &Tenant, reason: Refused) -> Result
     Ok(())
 }
 
-async fn step(world: &World, name: &str, tenant: &Tenant, reason: &str) -> Result<Value> {
+/// Suspends or reactivates by the step that does it, which also tells the gate.
+pub async fn step(world: &World, name: &str, tenant: &Tenant, reason: &str) -> Result<Value> {
     let call = json!({"request": request(tenant, reason), "execution": "manual:test"});
     world.invoke(name, &call).await?.map_err(|error| anyhow::anyhow!("{error:?}"))
 }

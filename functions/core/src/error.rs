@@ -49,6 +49,9 @@ pub enum StepError {
     /// The function's own settings are missing or wrong.
     #[error("the function is misconfigured: {0}")]
     Misconfigured(String),
+    /// What an authorizer answers a request with that is not paid for. API Gateway knows it by this very text.
+    #[error("Unauthorized")]
+    Unauthorized,
     /// Anything not known to be transient. Not retried.
     #[error("{0}")]
     Unexpected(String),
@@ -94,6 +97,7 @@ impl StepError {
             StepError::Foreign { .. } => "ForeignResource",
             StepError::Denied(_) => "Denied",
             StepError::Misconfigured(_) => "Misconfigured",
+            StepError::Unauthorized => "Unauthorized",
             StepError::Unexpected(_) => "Unexpected",
             StepError::NotReady(_) => "NotReady",
             StepError::Transient(_) => "Transient",

@@ -1,14 +1,16 @@
-//! The gate's projection, from the side that writes it: after every transition that the gate must see.
+//! The gate's projection, from the side that writes it, after every transition that the gate must see; and the registry, from
+//! the side that asks it where Redis cannot tell.
 
 use std::time::Duration;
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use tenant_gate::Projection;
+use tenant_gate::{LookUp, Projection, Registry};
 use tokio::sync::OnceCell;
 use tokio_postgres::Client;
 
 use crate::environment::Environment;
 use crate::error::StepError;
+use crate::postgres::Database;
 use crate::tenant::Tenant;
 
 /// The longest that Redis is waited for: below the functions' `Timeout`, and the machines try again.
@@ -56,6 +58,19 @@ impl Projector {
         let Some(projection) = Projection::read(registry, tenant.slug.as_str()).await? else { return Ok(()) };
         projection.write(&mut self.redis().await?).await.map_err(|error| unreached(&error))?;
         Ok(())
+    }
+}
+
+impl Registry for Database {
+    fn look_up<'a>(&'a self, slug: &'a str) -> LookUp<'a> {
+        Box::pin(async move {
+            let read = Projection::read(&*self.client().await?, slug).await;
+            match read {
+                // A sandbox that slept finds its connection closed when it first uses it, and nobody tries again for it.
+                Err(error) if error.is_closed() => Ok(Projection::read(&*self.client().await?, slug).await?),
+                read => Ok(read?),
+            }
+        })
     }
 }
 

@@ -63,6 +63,8 @@ async fn handle(name: &'static str, step: &Result<Box<dyn Step>, StepError>, inp
     let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     match &result {
         Ok(_) => tracing::info!(millis, "step succeeded"),
+        // An answer, and not a failure.
+        Err(StepError::Unauthorized) => tracing::info!(millis, "a payment is due"),
         Err(error) if error.is_transient() => {
             tracing::warn!(millis, error = error.name(), %error, "step will be retried");
         }

@@ -1,7 +1,8 @@
 -- Whether a tenant's calls are admitted, and the calls counted if they are.
 -- KEYS: the tenant's projection, its usage. ARGV: the time in milliseconds since 1970, how many calls, and '1' where they were
 -- admitted before and are only counted.
--- Answers {standing}, or {'active' or 'exceeded', id, limit, used, end of the cycle}. 'cold': the projection does not tell.
+-- Answers {standing}, or {'active' or 'exceeded', id, limit, used, end of the cycle, its start}. 'cold': the projection does
+-- not tell.
 local p = redis.call('HMGET', KEYS[1], 'standing', 'id', 'limit', 'override', 'override_until', 'start', 'stop')
 local standing, only_count = p[1], ARGV[3] == '1'
 if not standing then
@@ -32,10 +33,11 @@ if p[4] and now < tonumber(p[5]) then
 end
 local field = 'calls:' .. start
 local calls, used = tonumber(ARGV[2]), tonumber(redis.call('HGET', KEYS[2], field) or '0')
-if used + calls > tonumber(limit) and not only_count then
-  return {'exceeded', p[2], limit, used, stop}
+-- Who only looks is not refused for the calls of others, not even where a smaller plan has made them too many.
+if calls > 0 and used + calls > tonumber(limit) and not only_count then
+  return {'exceeded', p[2], limit, used, stop, start}
 end
 if calls > 0 then
   used = redis.call('HINCRBY', KEYS[2], field, calls)
 end
-return {'active', p[2], limit, used, stop}
+return {'active', p[2], limit, used, stop, start}

@@ -30,7 +30,7 @@ pub struct Budget {
     pub remaining: i64,
     /// Seconds until the next cycle begins, rounded up.
     pub resets_in: u64,
-    /// Seconds that a cycle of this month has, as the policy's window.
+    /// Seconds that this cycle has, as the policy's window: a month, so it differs from cycle to cycle.
     pub window: u64,
 }
 

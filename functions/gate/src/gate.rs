@@ -38,6 +38,18 @@ pub enum Blind {
     Open,
 }
 
+impl std::str::FromStr for Blind {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "closed" => Ok(Blind::Closed),
+            "open" => Ok(Blind::Open),
+            _ => Err("must be closed or open"),
+        }
+    }
+}
+
 /// Why a gate cannot be built.
 #[derive(Debug)]
 pub struct Unusable(String);
@@ -314,8 +326,8 @@ fn verdict(slug: &str, answer: Answer) -> Verdict {
 
 /// Reads the script's answer.
 fn read(reply: &[Value], now: i64) -> Answer {
-    let [word, id, limit, used, end] = match reply {
-        [word, id, limit, used, end] => [word, id, limit, used, end].map(text),
+    let [word, id, limit, used, end, start] = match reply {
+        [word, id, limit, used, end, start] => [word, id, limit, used, end, start].map(text),
         [word] => {
             let word = text(word);
             return match (word.as_str(), Reason::of_standing(&word)) {
@@ -326,14 +338,11 @@ fn read(reply: &[Value], now: i64) -> Answer {
         _ => return Answer::Cold,
     };
     let number = |text: &str| text.parse::<i64>().unwrap_or_default();
-    let (limit, used, end) = (number(&limit), number(&used), number(&end));
-    let left = u64::try_from(end - now).unwrap_or_default().div_ceil(1000);
-    let budget = Budget { limit, remaining: (limit - used).max(0), resets_in: left, window: WINDOW };
+    let (limit, used, end, start) = (number(&limit), number(&used), number(&end), number(&start));
+    let seconds = |from: i64| u64::try_from(end - from).unwrap_or_default().div_ceil(1000);
+    let budget = Budget { limit, remaining: (limit - used).max(0), resets_in: seconds(now), window: seconds(start) };
     Answer::Decided { admitted: word == "active", id, budget }
 }
-
-/// The window that the RateLimit-Policy header gives: 30 days, in seconds. A cycle is a month; its true end is in `t`.
-const WINDOW: u64 = 2_592_000;
 
 fn text(value: &Value) -> String {
     match value {

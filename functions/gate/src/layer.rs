@@ -81,3 +81,21 @@ fn host<B>(request: &Request<B>) -> Option<&str> {
     let header = || request.headers().get(HOST).and_then(|host| host.to_str().ok());
     request.uri().host().or_else(header)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(uri: &str, header: &str) -> Request<()> {
+        Request::builder().uri(uri).header(HOST, header).body(()).expect("a request")
+    }
+
+    #[test]
+    fn the_host_is_http_2s_authority_or_http_1s_header() {
+        // As hyper makes them: HTTP/2 has `:authority` in the URI, HTTP/1 the path alone.
+        let second = request("https://acme.app.example.com:8443/orders", "globex.app.example.com");
+        assert_eq!(host(&second), Some("acme.app.example.com"));
+        assert_eq!(host(&request("/orders", "acme.app.example.com:8080")), Some("acme.app.example.com:8080"));
+        assert_eq!(host(&Request::new(())), None);
+    }
+}

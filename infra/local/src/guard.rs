@@ -10,13 +10,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Gid, Pid, Uid, User};
+use tokio::net::TcpStream;
+use tokio::time::sleep;
 
 /// How long a child may take to end by itself before it is killed.
 const GRACE: Duration = Duration::from_secs(8);
 const POLL: Duration = Duration::from_millis(20);
+/// Longer than any server takes to come up that is waited for here.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A program to run under a guard.
 pub struct Program<'a> {
@@ -93,6 +97,20 @@ impl Guarded {
                 bail!("{} ended ({status}); its log {} ends with\n{}", self.name, self.log.display(), self.tail())
             }
         }
+    }
+
+    /// Waits until the program takes connections at a port of loopback.
+    ///
+    /// # Errors
+    /// When it ends or does not come up, with where its log is.
+    pub async fn takes_connections(&mut self, port: u16) -> Result<()> {
+        let begun = Instant::now();
+        while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+            self.check()?;
+            ensure!(begun.elapsed() < PATIENCE, "{} does not answer; see {}", self.name, self.log.display());
+            sleep(POLL).await;
+        }
+        Ok(())
     }
 
     fn tail(&self) -> String {

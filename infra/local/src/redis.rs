@@ -1,16 +1,11 @@
 //! A Redis server of the stack's own, which keeps nothing on disk.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use tokio::net::TcpStream;
-use tokio::time::sleep;
+use anyhow::Result;
 
 use crate::guard::{Guarded, Program};
 use crate::tools::{Tools, free_port};
-
-const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A running server.
 pub struct Redis {
@@ -34,7 +29,7 @@ impl Redis {
     pub async fn start_at(port: u16, tools: &Tools, directory: &Path, logs: &Path) -> Result<Self> {
         let port_text = port.to_string();
         let args = ["--bind", "127.0.0.1", "--port", &port_text, "--save", "", "--appendonly", "no"];
-        let process = Program {
+        let mut process = Program {
             name: "redis",
             path: &tools.redis_server,
             args: args.map(str::to_owned).to_vec(),
@@ -44,14 +39,8 @@ impl Redis {
             interrupt: false,
         }
         .start(logs)?;
-        let mut server = Redis { process, port };
-        let begun = Instant::now();
-        while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
-            server.check()?;
-            ensure!(begun.elapsed() < PATIENCE, "Redis does not answer; see {}", server.process.log().display());
-            sleep(Duration::from_millis(20)).await;
-        }
-        Ok(server)
+        process.takes_connections(port).await?;
+        Ok(Redis { process, port })
     }
 
     /// Fails when the server has ended by itself.

@@ -20,6 +20,8 @@ pub struct Tools {
     pub localstripe_python: PathBuf,
     /// The Redis server's executable.
     pub redis_server: PathBuf,
+    /// The nginx executable.
+    pub nginx: PathBuf,
 }
 
 impl Tools {

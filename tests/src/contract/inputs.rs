@@ -98,6 +98,12 @@ fn accepted(step: &str, input: &Value, slug: &Value) -> Result<(), String> {
             input["requestContext"]["http"]["method"] == "GET" && input["queryStringParameters"]["token"].is_string(),
             "must be a function URL's request that only looks",
         ),
+        "authorize-request" => holds(
+            input["type"] == "REQUEST"
+                && input["methodArn"].is_string()
+                && input["headers"]["Host"].as_str().and_then(|host| host.split('.').next()) == slug.as_str(),
+            "must be an authorizer's request of the tenant that events/provision-tenant.json makes",
+        ),
         "apply-migrations" => holds(
             input["ResponseURL"].is_null() && input["RequestType"] != "Delete",
             "must have no ResponseURL, which the function would answer to, and not be a deletion, which does nothing",
@@ -158,6 +164,9 @@ pub(super) const EVERY_STEP_HAS_AN_INPUT: Rule = Rule {
         }),
         ("a payment of nothing", |contract| {
             remove(&mut step_input(contract, "confirm-payment")["payment"], "request_id");
+        }),
+        ("a request to another tenant's host", |contract| {
+            step_input(contract, "authorize-request")["headers"]["Host"] = json!("globex.app.example.com");
         }),
         ("migrations that answer to nobody", |contract| {
             step_input(contract, "apply-migrations")["ResponseURL"] = json!("");

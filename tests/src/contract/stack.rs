@@ -54,6 +54,7 @@ pub(super) const ONE_FUNCTION_A_BINARY: Rule = Rule {
             .resources("AWS::Lambda::Url")
             .filter_map(|(_, url)| target(&url["Properties"]["TargetFunctionArn"]));
         called.extend(pages.map(str::to_owned));
+        called.extend(super::api::authorizers(contract).map(str::to_owned));
         let mut unused = contract.binaries.clone();
         for (id, function) in contract.resources(FUNCTION) {
             let (name, properties) = (kebab(id), &function["Properties"]);

@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod activation;
+pub mod authorize;
 pub mod compensation;
 pub mod dns;
 pub mod explain;
