@@ -145,7 +145,7 @@ impl Contract {
     }
 
     /// The states that call something.
-    fn tasks(&self) -> impl Iterator<Item = (&str, &str, &Value)> {
+    pub fn tasks(&self) -> impl Iterator<Item = (&str, &str, &Value)> {
         self.states().filter(|(_, _, state)| state["Type"] == "Task")
     }
 

@@ -1,8 +1,10 @@
-//! The fault matrix: the shipped machine on the real stack, with every call of every state failing in every way, from outside.
+//! The fault matrix: the shipped machines on the real stack, with every call of every state failing in every way, from outside.
 //!
 //! For each state that calls something, the call that makes its effect fails before it has any, takes effect unanswered, dies
 //! with its Lambda, or hangs. Whatever happens, the tenant ends active, or pending with nothing left; and a listing of every
 //! system that does not go through our code finds nothing that should not be there.
+
+mod in_service;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -23,7 +25,7 @@ use tokio::time::sleep;
 
 use crate::contract::permissions::allowed;
 use crate::contract::{Contract, kebab, repository};
-use crate::faults::{Target, marks};
+use crate::faults::{Injected, Target, marks};
 use crate::machine::{Outcome, sign_up};
 use crate::provisioning::inspect_all;
 use crate::world::{Case, World};
@@ -61,6 +63,7 @@ enum Fault {
 
 /// The state a fault is for, and its call.
 struct Site {
+    machine: &'static str,
     state: &'static str,
     /// The one isolation whose tenants make this call; `None` where all make the same.
     isolation: Option<&'static str>,
@@ -77,10 +80,13 @@ enum Because {
     NoPivot,
     /// The mail, after the pivot: the tenant is flagged.
     NoMail,
+    /// A plan's limits on the namespace: the tenant is flagged.
+    NoLimits,
 }
 
 const fn site(state: &'static str, system: System, function: &'static str, holds: &'static str) -> Site {
-    Site { state, isolation: None, target: Target { system, function, holds }, because: Because::OnTheWay }
+    let target = Target { system, function, holds };
+    Site { machine: MACHINE, state, isolation: None, target, because: Because::OnTheWay }
 }
 
 const fn only(isolation: &'static str, site: Site) -> Site {
@@ -190,12 +196,11 @@ fn kind<S: serde::Serializer>(fault: &Fault, to: S) -> Result<S::Ok, S::Error> {
 /// How long the rule, and a takeover, which waits a minute for the functions of a dead execution, may take.
 const RECOVERY: Duration = Duration::from_secs(180);
 
-/// The states of the machine that call something and have no case.
+/// The states that call something and have no case.
 fn unreached(contract: &Contract) -> Vec<String> {
-    let sites: Vec<&str> = sites().map(|site| site.state).collect();
-    let states = contract.machine(MACHINE)["States"].as_object().cloned().unwrap_or_default();
-    let tasks = states.iter().filter(|(_, state)| state["Type"] == "Task");
-    tasks.map(|(name, _)| name.clone()).filter(|name| !sites.contains(&name.as_str())).collect()
+    let sites: Vec<(&str, &str)> = sites().map(|site| (site.machine, site.state)).collect();
+    let tasks = contract.tasks().map(|(machine, state, _)| (machine, state));
+    tasks.filter(|task| !sites.contains(task)).map(|(machine, state)| format!("{machine}: {state}")).collect()
 }
 
 async fn matrix(world: &World) -> Result<()> {
@@ -221,7 +226,7 @@ async fn matrix(world: &World) -> Result<()> {
     let broken: Vec<String> = lines
         .iter()
         .filter_map(|line| {
-            line.broken.as_ref().map(|why| format!("{} {:?} {}: {why}", line.state, line.fault, line.isolation))
+            line.broken.as_ref().map(|why| format!("{} {} {:?} {}: {why}", line.machine, line.state, line.fault, line.isolation))
         })
         .collect();
     ensure!(broken.is_empty(), "{} of {} cases:\n{}", broken.len(), lines.len(), broken.join("\n"));
@@ -229,13 +234,13 @@ async fn matrix(world: &World) -> Result<()> {
 }
 
 fn sites() -> impl Iterator<Item = &'static Site> {
-    SITES.iter().chain(UNDOS).chain(FLAG)
+    SITES.iter().chain(UNDOS).chain(FLAG).chain(in_service::SITES)
 }
 
 async fn run(world: &World, site: &'static Site, fault: Fault) -> Line {
     let begun = Instant::now();
     let mut line = Line {
-        machine: MACHINE,
+        machine: site.machine,
         state: site.state,
         fault,
         isolation: site.isolation.unwrap_or("schema"),
@@ -246,7 +251,14 @@ async fn run(world: &World, site: &'static Site, fault: Fault) -> Line {
         broken: None,
         seconds: 0.0,
     };
-    if let Err(error) = Box::pin(one(world, site, fault, &mut line)).await {
+    let case = async {
+        if site.machine == MACHINE {
+            Box::pin(one(world, site, fault, &mut line)).await
+        } else {
+            Box::pin(in_service::one(world, site, fault, &mut line)).await
+        }
+    };
+    if let Err(error) = case.await {
         line.broken = Some(format!("{error:#}"));
     }
     line.seconds = begun.elapsed().as_secs_f64();
@@ -274,7 +286,7 @@ fn permitted(world: &World, contract: &Contract) -> Result<()> {
 }
 
 fn order(line: &Line) -> usize {
-    sites().position(|site| site.state == line.state).unwrap_or_default()
+    sites().position(|site| (site.machine, site.state) == (line.machine, line.state)).unwrap_or_default()
 }
 
 /// A sign-up whose tenant has this isolation.
@@ -312,17 +324,10 @@ async fn one(world: &World, site: &Site, fault: Fault, line: &mut Line) -> Resul
         Because::OnTheWay => None,
         Because::NoPivot => Some(site_of("ActivateTenant")?),
         Because::NoMail => Some(site_of("SendWelcomeEmail")?),
+        Because::NoLimits => None,
     };
     let cause = cause.map(|cause| world.faults.inject(cause.target.clone(), marked.clone(), Verdict::Refuse, FOR_GOOD));
-    let an_invocation = if site.target.system == Aws { AN_INVOCATION } else { 1 };
-    let (verdict, times) = match fault {
-        Fault::BeforeEffect => (Verdict::Refuse, FOR_GOOD),
-        Fault::AnswerLost => (Verdict::LoseAnswer, FOR_GOOD),
-        Fault::Killed => (Verdict::Kill, 1),
-        Fault::Hang => (Verdict::Hang, an_invocation),
-        Fault::Once => (Verdict::Refuse, an_invocation),
-    };
-    let injected = world.faults.inject(site.target.clone(), marked, verdict, times);
+    let injected = injected(world, site, fault, marked);
     let outcome = world.provision(&input).await?;
     let met = injected.hits();
     drop((injected, cause));
@@ -342,26 +347,45 @@ async fn one(world: &World, site: &Site, fault: Fault, line: &mut Line) -> Resul
     settle(world, site, fault, &tenant, line).await
 }
 
+/// Puts the fault of a case into force.
+fn injected(world: &World, site: &Site, fault: Fault, marked: Vec<Vec<u8>>) -> Injected {
+    let an_invocation = if site.target.system == Aws { AN_INVOCATION } else { 1 };
+    let (verdict, times) = match fault {
+        Fault::BeforeEffect => (Verdict::Refuse, FOR_GOOD),
+        Fault::AnswerLost => (Verdict::LoseAnswer, FOR_GOOD),
+        Fault::Killed => (Verdict::Kill, 1),
+        Fault::Hang => (Verdict::Hang, an_invocation),
+        Fault::Once => (Verdict::Refuse, an_invocation),
+    };
+    world.faults.inject(site.target.clone(), marked, verdict, times)
+}
+
 fn told(outcome: &Outcome) -> String {
     format!("{} {} {} after {:?}", outcome.status, outcome.error, outcome.cause, outcome.states.last())
 }
 
 fn site_of(state: &str) -> Result<&'static Site> {
-    sites().find(|site| site.state == state).with_context(|| format!("no site {state}"))
+    sites().find(|site| site.machine == MACHINE && site.state == state).with_context(|| format!("no site {state}"))
+}
+
+/// Waits until nobody holds the tenant. True where somebody did: where the registry itself could not be told, the execution ends
+/// with the tenant, and the status-change rule recovers it.
+async fn released(world: &World, slug: &str, outcome: &Outcome) -> Result<bool> {
+    let begun = Instant::now();
+    let mut recovered = false;
+    while world.record(slug).await?.execution.is_some() {
+        recovered = true;
+        ensure!(begun.elapsed() < RECOVERY, "{slug} is still held: {}", told(outcome));
+        sleep(Duration::from_millis(500)).await;
+    }
+    Ok(recovered)
 }
 
 /// Whether the tenant is where such a fault may leave it.
 async fn judged(world: &World, site: &Site, fault: Fault, outcome: &Outcome, line: &mut Line) -> Result<()> {
     let slug = line.tenant.as_ref().map(|tenant| tenant.slug.to_string()).unwrap_or_default();
-    let mut record = world.record(&slug).await?;
-    // Where the registry itself could not be told, the execution ends with the tenant, and the status-change rule recovers it.
-    let recovered = record.execution.is_some();
-    let begun = Instant::now();
-    while record.execution.is_some() {
-        ensure!(begun.elapsed() < RECOVERY, "{slug} is still held: {}", told(outcome));
-        sleep(Duration::from_millis(500)).await;
-        record = world.record(&slug).await?;
-    }
+    let recovered = released(world, &slug, outcome).await?;
+    let record = world.record(&slug).await?;
     let flagged = record.needs_operator.clone();
     line.outcome = match (record.tenant.status, &flagged) {
         (Status::Active, None) => "active".to_owned(),
@@ -383,7 +407,7 @@ async fn judged(world: &World, site: &Site, fault: Fault, outcome: &Outcome, lin
             &["pending, flagged"]
         }
         (Because::NoPivot, _) => &["pending, clean"],
-        (Because::NoMail, _) => &["active, flagged"],
+        (Because::NoMail | Because::NoLimits, _) => &["active, flagged"],
     };
     ensure!(expected.contains(&line.outcome.as_str()), "ends {}, not {expected:?}: {}", line.outcome, told(outcome));
     if let (Because::NoPivot, Fault::BeforeEffect, Some(kind)) = (site.because, fault, leaves) {
@@ -467,12 +491,13 @@ async fn scan(world: &World, lines: &mut [Line]) -> Result<()> {
 
 fn report(lines: &[Line], took: Duration) -> Result<()> {
     let mut table = BTreeMap::<String, usize>::new();
-    tell!("{:<18} {:<9} {:<14} {:>6}  outcome", "state", "isolation", "fault", "s");
+    tell!("{:<17} {:<20} {:<9} {:<14} {:>6}  outcome", "machine", "state", "isolation", "fault", "s");
     for line in lines {
         let fault = serde_json::to_value(line.fault)?;
         let outcome = if line.broken.is_some() { format!("BROKEN: {}", line.outcome) } else { line.outcome.clone() };
         tell!(
-            "{:<18} {:<9} {:<14} {:>6.1}  {outcome}",
+            "{:<17} {:<20} {:<9} {:<14} {:>6.1}  {outcome}",
+            line.machine,
             line.state,
             line.isolation,
             fault.as_str().unwrap_or_default(),

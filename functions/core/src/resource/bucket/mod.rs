@@ -293,13 +293,6 @@ impl Resource for Bucket {
     }
 }
 
-/// S3 as the functions reach it.
-fn client(env: &Environment) -> Client {
-    // Only AWS resolves a host name per bucket; an endpoint given by hand has the bucket in the path.
-    let config = aws_sdk_s3::config::Builder::from(&env.aws).force_path_style(env.aws.endpoint_url().is_some());
-    Client::from_conf(config.build())
-}
-
 /// What the tags of the tenant's bucket, as they were answered, say of whose it is.
 fn whose(
     tenant: &Tenant,
