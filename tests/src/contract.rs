@@ -152,11 +152,6 @@ impl Contract {
         })
     }
 
-    /// A machine's definition.
-    pub fn machine(&self, name: &str) -> &Value {
-        &self.machines[name]
-    }
-
     /// The states that call a function.
     pub fn tasks(&self) -> impl Iterator<Item = (&str, &str, &Value)> {
         self.states().filter(|(_, _, state)| state["Type"] == "Task" && state["Resource"] != START)
