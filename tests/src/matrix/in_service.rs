@@ -154,7 +154,9 @@ pub(super) async fn one(world: &World, site: &Site, fault: Fault, line: &mut Lin
     if recovered {
         line.outcome += ", recovered by the rule";
     }
-    settled(world, site, &tenant, (machine, &input), after, line).await
+    // It may have stopped between the registry and the gate, which `reconcile-gate` tells otherwise.
+    let stopped = !recovered && outcome.status == ExecutionStatus::Failed;
+    settled(world, site, &tenant, (machine, &input, stopped), after, line).await
 }
 
 /// Started again, without the fault, the machine brings the tenant where it was to go; the gate says what the registry has; and
@@ -163,11 +165,11 @@ async fn settled(
     world: &World,
     site: &Site,
     tenant: &Tenant,
-    (machine, input): (&str, &Value),
+    (machine, input, stopped): (&str, &Value, bool),
     after: &str,
     line: &mut Line,
 ) -> Result<()> {
-    if line.outcome != after {
+    if line.outcome != after || stopped {
         world.run_machine(machine, input).await?.succeeded()?;
         line.outcome += &format!(", then {after}");
     }
