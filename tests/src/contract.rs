@@ -36,6 +36,9 @@ pub struct Contract {
     schemas: BTreeMap<String, Value>,
 }
 
+/// What a state that starts another machine calls.
+const START: &str = "arn:aws:states:::states:startExecution";
+
 /// A way of breaking a rule: what it is, and how it is done.
 type Breach = (&'static str, fn(&mut Contract));
 
@@ -61,6 +64,7 @@ cases! {
     flow::PERSONAL_DATA_IS_DROPPED: "the state holds no personal data after registration",
     machines::COMMENTED: "every state says what it is for",
     machines::FUNCTIONS_EXIST: "every function a machine names is in the template and has a binary",
+    machines::MACHINES_EXIST: "every machine that another starts is in the template",
     machines::ERRORS_ARE_KNOWN: "errors that are matched exist",
     machines::PERMANENT_ERRORS_ARE_NOT_RETRIED: "permanent errors are not retried, others with backoff and jitter",
     machines::EVERYTHING_IS_CAUGHT: "the last Catch of a Task is States.ALL alone",
@@ -121,11 +125,20 @@ impl Contract {
         })
     }
 
-    /// Each machine's states: machine, name, state.
-    fn states(&self) -> impl Iterator<Item = (&str, &str, &Value)> {
+    /// Each machine and what its Maps run for every item: the machine's name, and what has a StartAt and States.
+    fn levels(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.machines.iter().flat_map(|(machine, definition)| {
-            let states = definition["States"].as_object();
-            states.into_iter().flatten().map(move |(name, state)| (machine.as_str(), name.as_str(), state))
+            let states = definition["States"].as_object().into_iter().flatten();
+            let inner = states.filter(|(_, state)| state["Type"] == "Map").map(|(_, state)| &state["ItemProcessor"]);
+            std::iter::once(definition).chain(inner).map(move |level| (machine.as_str(), level))
+        })
+    }
+
+    /// Each machine's states, those inside a Map too: machine, name, state.
+    fn states(&self) -> impl Iterator<Item = (&str, &str, &Value)> {
+        self.levels().flat_map(|(machine, level)| {
+            let states = level["States"].as_object();
+            states.into_iter().flatten().map(move |(name, state)| (machine, name.as_str(), state))
         })
     }
 
@@ -134,9 +147,14 @@ impl Contract {
         &self.machines[name]
     }
 
-    /// The states that call something.
+    /// The states that call a function.
     fn tasks(&self) -> impl Iterator<Item = (&str, &str, &Value)> {
-        self.states().filter(|(_, _, state)| state["Type"] == "Task")
+        self.states().filter(|(_, _, state)| state["Type"] == "Task" && state["Resource"] != START)
+    }
+
+    /// The states that start another machine.
+    fn starts(&self) -> impl Iterator<Item = (&str, &str, &Value)> {
+        self.states().filter(|(_, _, state)| state["Resource"] == START)
     }
 
     /// The template's resources of a type: logical id and resource.

@@ -91,20 +91,17 @@ fn is_end(state: &Value) -> bool {
 pub(super) const CONNECTED: Rule = Rule {
     check: |contract| {
         let mut broken = Vec::new();
-        for (machine, definition) in &contract.machines {
-            let states = &definition["States"];
-            let start = definition["StartAt"].as_str().unwrap_or_default();
+        for (machine, level) in contract.levels() {
+            let states = &level["States"];
+            let start = level["StartAt"].as_str().unwrap_or_default();
             let reached = reached(states, start, |_, _| true);
             let dangling = reached.iter().filter(|name| states[**name].is_null());
             broken.extend(dangling.map(|name| format!("{machine}: there is no state {name:?}, which is led to")));
+            let names = states.as_object().into_iter().flatten().map(|(name, _)| name.as_str());
+            let idle = names.filter(|name| !reached.contains(name));
+            broken.extend(idle.map(|name| format!("{machine}: nothing leads to {name}")));
         }
         for (machine, name, state) in contract.states() {
-            let definition = &contract.machines[machine];
-            if !reached(&definition["States"], definition["StartAt"].as_str().unwrap_or_default(), |_, _| true)
-                .contains(name)
-            {
-                broken.push(format!("{machine}: nothing leads to {name}"));
-            }
             let goes_on = match state["Type"].as_str() {
                 Some("Succeed" | "Fail") => true,
                 Some("Choice") => state["Default"].is_string(),

@@ -17,6 +17,8 @@ const REGION: &str = "us-east-1";
 const SIGN_UP: &str = "provision-tenant";
 /// The inputs of the machines that act on a tenant in service; the steps have the same.
 const SUSPENSIONS: &[&str] = &["suspend-tenant", "reactivate-tenant"];
+/// The inputs of the machines that take a tenant out of service for good.
+const OFFBOARDINGS: &[&str] = &["offboard-tenant", "delete-tenant"];
 const REQUESTED: &str = "tenant.requested";
 const PAID: &str = "payment.confirmed";
 
@@ -39,7 +41,7 @@ fn sign_ups(contract: &Contract) -> Vec<(&str, Value)> {
     let direct = contract
         .inputs
         .iter()
-        .filter(|(name, input)| input.is_object() && !SUSPENSIONS.contains(&name.as_str()))
+        .filter(|(name, input)| input.is_object() && ![SUSPENSIONS, OFFBOARDINGS].concat().contains(&name.as_str()))
         .map(|(name, input)| (name.as_str(), input.clone()));
     let sent = entries(contract)
         .filter(|(_, entry, _)| entry["DetailType"] == REQUESTED)

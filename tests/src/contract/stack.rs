@@ -33,7 +33,7 @@ fn keeps_logs(contract: &Contract, group: &Value) -> bool {
 }
 
 /// Functions that people call.
-const FOR_OPERATORS: &[&str] = &["ExplainTenantFunction"];
+const FOR_OPERATORS: &[&str] = &["ExplainTenantFunction", "RevokeLinkFunction"];
 
 pub(super) const ONE_FUNCTION_A_BINARY: Rule = Rule {
     check: |contract| {

@@ -10,7 +10,7 @@ use tokio_postgres::{Client, GenericClient, Transaction};
 
 use super::{Record, Selector, audit, journal, outbox, read, read_for_update};
 use crate::error::StepError;
-use crate::tenant::{InvalidName, Status, TenantId};
+use crate::tenant::{InvalidName, Status, Tenant, TenantId};
 
 /// Who is acting: an execution of a state machine, or a person running one step by hand.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -211,6 +211,34 @@ pub async fn take_over(client: &Client, tenant: TenantId, from: &str, to: &str) 
         )
         .await?;
     Ok(taken == 1)
+}
+
+/// Takes a tenant in one of these statuses for an execution, in one conditional update. `None` when it is ours now, or else who
+/// holds it: whether that one still lives, only Step Functions knows.
+///
+/// # Errors
+/// `Conflict` when the tenant is in another status; `Transient` while a person runs a step by hand.
+pub async fn hold(
+    client: &mut Client,
+    tenant: TenantId,
+    execution: &str,
+    statuses: &[Status],
+) -> Result<Option<String>, StepError> {
+    let transaction = client.transaction().await?;
+    audit::act_as(&transaction, execution).await?;
+    let record = read_for_update(&transaction, tenant).await?;
+    let Record { tenant: Tenant { slug, status, .. }, execution: holder, .. } = &record;
+    if let Some(holder) = holder.as_deref().filter(|holder| *holder != execution) {
+        return Ok(Some(holder.to_owned()));
+    }
+    if !statuses.contains(status) {
+        return Err(StepError::Conflict(format!("tenant {slug} ({tenant}) is {status}: this is not for it now")));
+    }
+    refuse_while_manual(&transaction, tenant).await?;
+    let sql = "UPDATE tenants SET execution = $2, execution_since = coalesce(execution_since, now()) WHERE id = $1";
+    transaction.execute(sql, &[&tenant.0, &execution]).await?;
+    transaction.commit().await?;
+    Ok(None)
 }
 
 /// Gives the fence back after activation. Again is a no-op.

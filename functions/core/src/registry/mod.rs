@@ -6,6 +6,7 @@ pub mod audit;
 pub mod billing;
 pub mod contacts;
 pub mod fence;
+pub mod holds;
 pub mod invites;
 pub mod journal;
 pub mod lifecycle;

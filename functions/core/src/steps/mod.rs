@@ -11,4 +11,6 @@ pub mod reconcile;
 pub mod recovery;
 pub mod signup;
 pub mod suspension;
+mod takeover;
+pub mod unbuilt;
 pub mod welcome;

@@ -3,11 +3,9 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use aws_sdk_sfn::types::ExecutionStatus;
 use serde_json::{Value, json};
-use time::OffsetDateTime;
-use tokio::time::{Instant, sleep};
 
+use super::takeover::Holders;
 use crate::capacity::Capacity;
 use crate::environment::Environment;
 use crate::error::{Problem, StepError};
@@ -16,19 +14,16 @@ use crate::registry::fence::{self, Actor, Failure, Grant};
 use crate::registry::{self, Record};
 use crate::request::StepCall;
 use crate::step::{Step, log_tenant};
-use crate::tenant::{Status, TenantId};
+use crate::tenant::Status;
 
 /// The `Timeout` of every function that acts on a tenant (`infra/template.yaml`; a contract test compares them). An
 /// execution that ended longer ago has no function running any more.
 pub const FUNCTION_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long BeginProvisioning itself waits for a dead holder's functions to end, before the machine's retries do.
-const PATIENCE: Duration = Duration::from_secs(20);
-const POLL: Duration = Duration::from_secs(2);
 
 /// Takes the fence: from nobody, or from an execution that has ended.
 pub struct BeginProvisioning {
     registry: Database,
-    executions: aws_sdk_sfn::Client,
+    holders: Holders,
     capacity: Capacity,
 }
 
@@ -52,53 +47,9 @@ impl BeginProvisioning {
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
         Ok(BeginProvisioning {
             registry: Database::registry(env)?,
-            executions: aws_sdk_sfn::Client::new(&env.aws),
+            holders: Holders::from_env(env),
             capacity: Capacity::from_env(env)?,
         })
-    }
-
-    /// Takes the fence over once its holder has been dead for longer than any function can run.
-    async fn take_over(&self, tenant: TenantId, holder: &str, execution: &str) -> Result<(), StepError> {
-        let waiting_since = Instant::now();
-        loop {
-            let wait = match self.ended_since(holder).await? {
-                None => {
-                    return Err(StepError::Superseded(format!(
-                        "tenant {tenant} is held by {holder}, which is running"
-                    )));
-                }
-                Some(since) => FUNCTION_TIMEOUT.saturating_sub(since),
-            };
-            if wait.is_zero() {
-                if fence::take_over(&*self.registry.client().await?, tenant, holder, execution).await? {
-                    tracing::warn!(holder, "took the tenant over from an execution that ended without giving it back");
-                }
-                return Ok(());
-            }
-            if waiting_since.elapsed() > PATIENCE {
-                return Err(StepError::Transient(format!(
-                    "tenant {tenant} is held by {holder}, which has ended; its functions may run for {} s more",
-                    wait.as_secs()
-                )));
-            }
-            sleep(wait.min(POLL)).await;
-        }
-    }
-
-    /// How long ago an execution ended; `None` while it runs. One that Step Functions does not know ended long ago.
-    async fn ended_since(&self, execution: &str) -> Result<Option<Duration>, StepError> {
-        let described = match self.executions.describe_execution().execution_arn(execution).send().await {
-            Ok(described) => described,
-            Err(error) if crate::aws::code(&error) == Some("ExecutionDoesNotExist") => return Ok(Some(Duration::MAX)),
-            Err(error) => return Err(crate::aws::classify(&format!("asking for execution {execution}"), &error)),
-        };
-        if matches!(described.status(), ExecutionStatus::Running | ExecutionStatus::PendingRedrive) {
-            return Ok(None);
-        }
-        let ended = described.stop_date().map_or(0.0, aws_smithy_types::DateTime::as_secs_f64);
-        #[allow(clippy::cast_precision_loss)] // seconds since 1970 are exact in an f64 for a few million years
-        let now = OffsetDateTime::now_utc().unix_timestamp_nanos() as f64 / 1e9;
-        Ok(Some(Duration::try_from_secs_f64(now - ended).unwrap_or_default()))
     }
 }
 
@@ -125,7 +76,7 @@ impl Step for BeginProvisioning {
                 Grant::Finish => "finish",
                 Grant::NothingToDo => "nothing_to_do",
                 Grant::HeldBy(holder) => {
-                    self.take_over(id, &holder, execution).await?;
+                    self.holders.take_over(&self.registry, id, &holder, execution).await?;
                     continue;
                 }
             };

@@ -1,0 +1,83 @@
+//! Taking a tenant over from an execution that has ended without giving it back.
+
+use std::time::Duration;
+
+use aws_sdk_sfn::types::ExecutionStatus;
+use time::OffsetDateTime;
+use tokio::time::{Instant, sleep};
+
+use super::provisioning::FUNCTION_TIMEOUT;
+use crate::environment::Environment;
+use crate::error::StepError;
+use crate::postgres::Database;
+use crate::registry::fence;
+use crate::tenant::TenantId;
+
+/// How long a step itself waits for a dead holder's functions to end, before the machine's retries do.
+const PATIENCE: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_secs(2);
+
+/// Asks Step Functions whether holders live.
+pub(super) struct Holders {
+    executions: aws_sdk_sfn::Client,
+}
+
+impl Holders {
+    /// Makes no network call.
+    pub(super) fn from_env(env: &Environment) -> Self {
+        Holders { executions: aws_sdk_sfn::Client::new(&env.aws) }
+    }
+
+    /// Takes the fence over once its holder has been dead for longer than any function can run.
+    ///
+    /// # Errors
+    /// `Superseded` while the holder runs; `Transient` while its functions may.
+    pub(super) async fn take_over(
+        &self,
+        registry: &Database,
+        tenant: TenantId,
+        holder: &str,
+        execution: &str,
+    ) -> Result<(), StepError> {
+        let waiting_since = Instant::now();
+        loop {
+            let wait = match self.ended_since(holder).await? {
+                None => {
+                    return Err(StepError::Superseded(format!(
+                        "tenant {tenant} is held by {holder}, which is running"
+                    )));
+                }
+                Some(since) => FUNCTION_TIMEOUT.saturating_sub(since),
+            };
+            if wait.is_zero() {
+                if fence::take_over(&*registry.client().await?, tenant, holder, execution).await? {
+                    tracing::warn!(holder, "took the tenant over from an execution that ended without giving it back");
+                }
+                return Ok(());
+            }
+            if waiting_since.elapsed() > PATIENCE {
+                return Err(StepError::Transient(format!(
+                    "tenant {tenant} is held by {holder}, which has ended; its functions may run for {} s more",
+                    wait.as_secs()
+                )));
+            }
+            sleep(wait.min(POLL)).await;
+        }
+    }
+
+    /// How long ago an execution ended; `None` while it runs. One that Step Functions does not know ended long ago.
+    async fn ended_since(&self, execution: &str) -> Result<Option<Duration>, StepError> {
+        let described = match self.executions.describe_execution().execution_arn(execution).send().await {
+            Ok(described) => described,
+            Err(error) if crate::aws::code(&error) == Some("ExecutionDoesNotExist") => return Ok(Some(Duration::MAX)),
+            Err(error) => return Err(crate::aws::classify(&format!("asking for execution {execution}"), &error)),
+        };
+        if matches!(described.status(), ExecutionStatus::Running | ExecutionStatus::PendingRedrive) {
+            return Ok(None);
+        }
+        let ended = described.stop_date().map_or(0.0, aws_smithy_types::DateTime::as_secs_f64);
+        #[allow(clippy::cast_precision_loss)] // seconds since 1970 are exact in an f64 for a few million years
+        let now = OffsetDateTime::now_utc().unix_timestamp_nanos() as f64 / 1e9;
+        Ok(Some(Duration::try_from_secs_f64(now - ended).unwrap_or_default()))
+    }
+}

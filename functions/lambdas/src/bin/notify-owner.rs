@@ -1,0 +1,9 @@
+//! NotifyOwner: tells the owner of the export's link and of the date of deletion.
+
+use tenantry_core::step::{Served, serve};
+use tenantry_core::steps::unbuilt::Unbuilt;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Served {
+    serve(env!("CARGO_BIN_NAME"), |_| Ok(Box::new(Unbuilt))).await
+}
