@@ -73,15 +73,16 @@ pub(super) const MACHINES_EXIST: Rule = Rule {
         for (machine, name, state) in contract.starts() {
             let named = state["Parameters"]["StateMachineArn"].as_str().unwrap_or_default();
             let id = named.trim_start_matches("${").trim_end_matches('}');
-            let filled_in = contract.resources("AWS::Serverless::StateMachine").any(|(_, machine)| {
-                machine["Properties"]["DefinitionSubstitutions"][id] == json!({ "Ref": id })
-            });
+            let filled_in = contract
+                .resources("AWS::Serverless::StateMachine")
+                .any(|(_, machine)| machine["Properties"]["DefinitionSubstitutions"][id] == json!({ "Ref": id }));
             if contract.template["Resources"][id]["Type"] != "AWS::Serverless::StateMachine" || !filled_in {
                 broken.push(format!("{machine}: {name}: {named} is not a machine of the template, or not substituted"));
             }
             let input = state["Parameters"]["Input"].as_object();
             let small = input.into_iter().flatten().all(|(_, value)| {
-                ["$.tenant_id", "$.plan", "$.reason"].iter().any(|allowed| value == allowed) || !value.to_string().contains('$')
+                ["$.tenant_id", "$.plan", "$.reason"].iter().any(|allowed| value == allowed)
+                    || !value.to_string().contains('$')
             });
             if !small {
                 broken.push(format!("{machine}: {name} hands on more than ids and decisions"));

@@ -184,7 +184,7 @@ fn refuse_unready(record: &Record) -> Result<(), StepError> {
     Ok(())
 }
 
-async fn refuse_while_manual(transaction: &Transaction<'_>, tenant: TenantId) -> Result<(), StepError> {
+pub(super) async fn refuse_while_manual(transaction: &Transaction<'_>, tenant: TenantId) -> Result<(), StepError> {
     let sql = "SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))";
     if transaction.query_one(sql, &[&lock_name(tenant)]).await?.try_get::<_, bool>(0)? {
         return Ok(());
@@ -227,18 +227,42 @@ pub async fn hold(
     let transaction = client.transaction().await?;
     audit::act_as(&transaction, execution).await?;
     let record = read_for_update(&transaction, tenant).await?;
-    let Record { tenant: Tenant { slug, status, .. }, execution: holder, .. } = &record;
+    let holder = take(&transaction, &record, execution, statuses).await?;
+    transaction.commit().await?;
+    Ok(holder)
+}
+
+/// As [`hold`], in a transaction that has read the tenant's row to change it.
+///
+/// # Errors
+/// As [`hold`].
+pub(super) async fn take(
+    transaction: &Transaction<'_>,
+    record: &Record,
+    execution: &str,
+    statuses: &[Status],
+) -> Result<Option<String>, StepError> {
+    let Record { tenant: Tenant { id, slug, status, .. }, execution: holder, .. } = record;
     if let Some(holder) = holder.as_deref().filter(|holder| *holder != execution) {
         return Ok(Some(holder.to_owned()));
     }
     if !statuses.contains(status) {
-        return Err(StepError::Conflict(format!("tenant {slug} ({tenant}) is {status}: this is not for it now")));
+        return Err(StepError::Conflict(format!("tenant {slug} ({id}) is {status}: this is not for it now")));
     }
-    refuse_while_manual(&transaction, tenant).await?;
-    let sql = "UPDATE tenants SET execution = $2, execution_since = coalesce(execution_since, now()) WHERE id = $1";
-    transaction.execute(sql, &[&tenant.0, &execution]).await?;
-    transaction.commit().await?;
+    refuse_while_manual(transaction, *id).await?;
+    put(transaction, *id, execution).await?;
     Ok(None)
+}
+
+/// Makes an execution the tenant's holder, whoever was before.
+///
+/// # Errors
+/// When the registry cannot be written.
+pub(super) async fn put(transaction: &Transaction<'_>, tenant: TenantId, execution: &str) -> Result<(), StepError> {
+    let sql = "UPDATE tenants SET execution = $2,
+                      execution_since = CASE WHEN execution = $2 THEN execution_since ELSE now() END WHERE id = $1";
+    transaction.execute(sql, &[&tenant.0, &execution]).await?;
+    Ok(())
 }
 
 /// Gives the fence back after activation. Again is a no-op.

@@ -3,9 +3,10 @@
 
 use std::str::FromStr;
 
+use serde_json::json;
 use tokio_postgres::{Client, GenericClient, Row, Transaction};
 
-use super::{Selector, read};
+use super::{Selector, audit, read};
 use crate::error::StepError;
 use crate::tenant::{InvalidName, TenantId};
 
@@ -48,12 +49,19 @@ pub struct Hold {
     pub reason: String,
     /// Who asked.
     pub requested_by: String,
+    /// Whether the export was waived, so that the deletion follows at once.
+    pub waived: bool,
     /// Whether it has expired, by the database's clock.
     pub expired: bool,
-    /// When it expires, in RFC 3339 with a `Z`, as a Wait state takes it; `None` before the link is published.
+    /// When it expires, in RFC 3339 with a `Z`, as a Wait state takes it; `None` before the link is published. A whole second,
+    /// and never an earlier one than the database's, so that who waits for it finds the hold expired.
     pub expires_at: Option<String>,
     /// The execution that works on it, or waits for its end.
     pub execution: Option<String>,
+    /// Whether the owner was told of the link and of the date of deletion.
+    pub notified: bool,
+    /// Whether all that a cancelled hold had withdrawn was seen to be given back.
+    pub thawed: bool,
 }
 
 /// What a new hold is.
@@ -73,8 +81,20 @@ pub struct Opening<'a> {
     pub execution: &'a str,
 }
 
-const HOLD: &str = "id, tenant_id, kind, state, reason, requested_by, coalesce(expires_at <= now(), false) AS expired,
-    to_char(expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') AS expires, execution";
+/// How far a hold's end is put off.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Extension {
+    /// To a moment, in seconds since 1970.
+    Until(f64),
+    /// By so many seconds.
+    By(f64),
+}
+
+const HOLD: &str = "id, tenant_id, kind, state, reason, requested_by, waived_by IS NOT NULL AS waived,
+    coalesce(expires_at <= now(), false) AS expired,
+    to_char(date_trunc('second', expires_at + interval '999999 microseconds') AT TIME ZONE 'UTC',
+        'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') AS expires,
+    execution, notified_at IS NOT NULL AS notified, thawed_at IS NOT NULL AS thawed";
 const OPEN: &str = "state IN ('exporting', 'held', 'deleting')";
 
 impl State {
@@ -99,6 +119,13 @@ impl FromStr for State {
     }
 }
 
+impl Hold {
+    /// Whether the deletion waits for nothing: it is an erasure, or its export was waived.
+    pub fn is_at_once(&self) -> bool {
+        self.kind == Kind::Erasure || self.waived
+    }
+}
+
 impl Kind {
     /// The text in the registry.
     pub fn as_str(self) -> &'static str {
@@ -118,9 +145,12 @@ fn hold(row: &Row) -> Result<Hold, StepError> {
         state: state.parse().map_err(|rule| StepError::Unexpected(format!("registry: hold state {state:?} {rule}")))?,
         reason: row.try_get("reason")?,
         requested_by: row.try_get("requested_by")?,
+        waived: row.try_get("waived")?,
         expired: row.try_get("expired")?,
         expires_at: row.try_get("expires")?,
         execution: row.try_get("execution")?,
+        notified: row.try_get("notified")?,
+        thawed: row.try_get("thawed")?,
     })
 }
 
@@ -146,18 +176,12 @@ pub async fn latest(client: &impl GenericClient, tenant: TenantId) -> Result<Opt
 ///
 /// # Errors
 /// When the registry cannot be written.
-pub async fn open(
-    transaction: &Transaction<'_>,
-    tenant: TenantId,
-    opening: &Opening<'_>,
-) -> Result<Hold, StepError> {
+pub async fn open(transaction: &Transaction<'_>, tenant: TenantId, opening: &Opening<'_>) -> Result<Hold, StepError> {
     let sql = "INSERT INTO holds (tenant_id, kind, reason, requested_by, ticket, waived_by, execution)
                VALUES ($1, $2, $3, $4, $5, $6, $7)
                ON CONFLICT (tenant_id) WHERE state IN ('exporting', 'held', 'deleting') DO NOTHING";
     let Opening { kind, reason, requested_by, ticket, waived_by, execution } = opening;
-    transaction
-        .execute(sql, &[&tenant.0, &kind.as_str(), reason, requested_by, ticket, waived_by, execution])
-        .await?;
+    transaction.execute(sql, &[&tenant.0, &kind.as_str(), reason, requested_by, ticket, waived_by, execution]).await?;
     let found = open_hold(transaction, tenant).await?;
     found.ok_or_else(|| StepError::Unexpected(format!("tenant {tenant} has no hold after one was opened")))
 }
@@ -211,13 +235,13 @@ pub async fn begin_deletion(client: &Client, tenant: TenantId, execution: &str) 
     }
 }
 
-/// Hands a hold that is `exporting` or `deleting` on from an execution that has ended. False when it is not that one's.
+/// Hands an open hold on from an execution that has ended. False when it is not that one's.
 ///
 /// # Errors
 /// When the registry cannot be written.
 pub async fn hand_on(client: &impl GenericClient, tenant: TenantId, from: &str, to: &str) -> Result<bool, StepError> {
-    let sql = "UPDATE holds SET execution = $3 WHERE tenant_id = $1 AND execution = $2 AND state IN ('exporting', 'deleting')";
-    Ok(client.execute(sql, &[&tenant.0, &from, &to]).await? == 1)
+    let sql = format!("UPDATE holds SET execution = $3 WHERE tenant_id = $1 AND execution = $2 AND {OPEN}");
+    Ok(client.execute(&sql, &[&tenant.0, &from, &to]).await? == 1)
 }
 
 /// Ends the deletion: `deleting` to `deleted`, in the transaction that deprovisions the tenant.
@@ -230,6 +254,47 @@ pub async fn finish(transaction: &Transaction<'_>, tenant: TenantId, execution: 
         return Ok(());
     }
     Err(superseded(transaction, tenant, "ended").await?)
+}
+
+/// Puts a hold's end off: to a moment (seconds since 1970), or by so many seconds. The owner is reminded of the new date. Returns
+/// the hold.
+///
+/// # Errors
+/// `Conflict` when there is no hold to put off, or the moment is not later than the one it has.
+pub async fn extend(client: &mut Client, tenant: TenantId, until: Extension, actor: &str) -> Result<Hold, StepError> {
+    let (moment, seconds) = match until {
+        Extension::Until(moment) => (Some(moment), None),
+        Extension::By(seconds) => (None, Some(seconds)),
+    };
+    let transaction = client.transaction().await?;
+    let sql = "UPDATE holds SET expires_at = wanted, week_reminded_at = NULL, day_reminded_at = NULL
+               FROM (SELECT id AS of, coalesce(to_timestamp($2), expires_at + make_interval(secs => $3)) AS wanted
+                     FROM holds WHERE tenant_id = $1 AND state = 'held' FOR UPDATE) AS asked
+               WHERE id = of AND wanted > expires_at";
+    let extended = transaction.execute(sql, &[&tenant.0, &moment, &seconds]).await? == 1;
+    let hold = open_hold(&transaction, tenant).await?;
+    match hold {
+        Some(hold) if extended => {
+            let detail = json!({ "until": hold.expires_at });
+            audit::record(&transaction, tenant, actor, "hold extended", &detail).await?;
+            transaction.commit().await?;
+            Ok(hold)
+        }
+        Some(Hold { state: State::Held, expires_at: Some(end), .. }) => Err(StepError::Conflict(format!(
+            "the hold of tenant {tenant} ends at {end}: it can be put off, and not brought forward"
+        ))),
+        _ => Err(StepError::Conflict(format!("tenant {tenant} has no hold whose end could be put off"))),
+    }
+}
+
+/// Remembers that the owner was told. Again changes nothing.
+///
+/// # Errors
+/// When the registry cannot be written.
+pub async fn notified(client: &Client, hold: &Hold) -> Result<(), StepError> {
+    let sql = "UPDATE holds SET notified_at = coalesce(notified_at, now()) WHERE id = $1";
+    client.execute(sql, &[&hold.id]).await?;
+    Ok(())
 }
 
 async fn superseded(client: &impl GenericClient, tenant: TenantId, what: &str) -> Result<StepError, StepError> {

@@ -2,9 +2,12 @@
 
 pub mod accept;
 pub mod activation;
+pub mod coming_back;
 pub mod compensation;
 pub mod dns;
 pub mod explain;
+pub mod hold_sweep;
+pub mod offboarding;
 pub mod provisioning;
 pub mod publish;
 pub mod reconcile;
@@ -14,3 +17,4 @@ pub mod suspension;
 mod takeover;
 pub mod unbuilt;
 pub mod welcome;
+pub mod withdrawal;

@@ -167,7 +167,7 @@ impl SweepTenants {
 
 /// Which quarter of an hour it is, since 1970. An execution's name is used once in 90 days: what a sweep started, and what was
 /// refused before it took the tenant, must be able to start again.
-fn round() -> String {
+pub(super) fn round() -> String {
     format!("-{}", OffsetDateTime::now_utc().unix_timestamp() / 900)
 }
 
