@@ -7,6 +7,7 @@ pub use flow::UNDOES;
 
 mod flow;
 mod inputs;
+mod leaving;
 mod machines;
 pub mod permissions;
 mod stack;
@@ -62,6 +63,11 @@ cases! {
     flow::FAILURES_GO_WHERE_THEY_BELONG: "the last Catch of a step goes where its side of the pivot asks",
     flow::UNDOS_REVERSE_THE_STEPS: "undos reverse the steps, and a failure enters at its own step's",
     flow::PERSONAL_DATA_IS_DROPPED: "the state holds no personal data after registration",
+    leaving::BEGINS_WITH_THE_FENCE: "offboarding and coming back begin with the fence, and a refusal touches nothing",
+    leaving::SUPERSEDED_ENDS_QUIETLY: "who leaves or comes back for another execution ends quietly",
+    leaving::THE_LONG_WAIT_IS_KEPT: "after the long wait only CheckHold and delete-tenant are called, as they always were",
+    leaving::NOTHING_LEADS_BACK: "from the deletion on, nothing leads back",
+    leaving::IN_SERVICE_LAST: "a tenant that comes back is in service when everything was given back and seen",
     machines::COMMENTED: "every state says what it is for",
     machines::FUNCTIONS_EXIST: "every function a machine names is in the template and has a binary",
     machines::MACHINES_EXIST: "every machine that another starts is in the template",
@@ -175,6 +181,11 @@ impl Contract {
     /// For breaches: a state of provision-tenant.
     fn state(&mut self, name: &str) -> &mut Value {
         &mut self.machines.get_mut("provision-tenant").expect("the machine exists")["States"][name]
+    }
+
+    /// For breaches: a state of another machine.
+    fn state_of(&mut self, machine: &str, name: &str) -> &mut Value {
+        &mut self.machines.get_mut(machine).expect("the machine exists")["States"][name]
     }
 
     /// For breaches: the properties of a resource.

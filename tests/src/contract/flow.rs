@@ -33,21 +33,29 @@ const RELEASE: &str = "ReleaseTenant";
 const FLAG: &str = "FlagTenant";
 
 /// The answers of functions that may stay in the state.
-const KEPT_ANSWERS: &[&str] = &["$.Payload.tenant_id", "$.Payload.decision", "$.Payload.active", "$.Payload.status"];
+const KEPT_ANSWERS: &[&str] = &[
+    "$.Payload.tenant_id",
+    "$.Payload.decision",
+    "$.Payload.active",
+    "$.Payload.status",
+    "$.Payload.expires_at",
+    "$.Payload.parts",
+    "$.Payload.drained",
+];
 /// The states that no execution holds the tenant in, and that may be given what the machine was started with.
 const UP_TO_THE_FENCE: &[&str] =
     &["RouteRequest", "ValidateRequest", "RegisterTenant", "ConfirmPayment", "IntendToProvision", FENCE];
 
 /// A way out of a state.
-struct Exit<'a> {
-    to: &'a str,
+pub(super) struct Exit<'a> {
+    pub(super) to: &'a str,
     /// Taken on a failure.
-    caught: bool,
+    pub(super) caught: bool,
     /// What the state was given goes along.
     keeps_input: bool,
 }
 
-fn exits(state: &Value) -> Vec<Exit<'_>> {
+pub(super) fn exits(state: &Value) -> Vec<Exit<'_>> {
     // A Pass that makes nothing hands its input on; a Task's answer replaces it, unless ResultPath puts it elsewhere.
     let makes_nothing = state["Type"] == "Pass" && state["Parameters"].is_null() && state["Result"].is_null();
     let keeps_input = |clause: &Value| clause.get("ResultPath").is_some_and(|path| path != "$");
@@ -65,7 +73,11 @@ fn exits(state: &Value) -> Vec<Exit<'_>> {
 }
 
 /// What is reached from a state, itself included, by the exits that `follow` takes.
-fn reached<'a>(states: &'a Value, from: &'a str, follow: impl Fn(&str, &Exit<'_>) -> bool) -> BTreeSet<&'a str> {
+pub(super) fn reached<'a>(
+    states: &'a Value,
+    from: &'a str,
+    follow: impl Fn(&str, &Exit<'_>) -> bool,
+) -> BTreeSet<&'a str> {
     let mut reached = BTreeSet::from([from]);
     let mut unvisited = vec![from];
     while let Some(name) = unvisited.pop() {
@@ -84,7 +96,7 @@ fn provisioning(contract: &Contract) -> (&Value, &str) {
     (&definition["States"], definition["StartAt"].as_str().unwrap_or_default())
 }
 
-fn is_end(state: &Value) -> bool {
+pub(super) fn is_end(state: &Value) -> bool {
     state["Type"] == "Succeed" || state["Type"] == "Fail"
 }
 

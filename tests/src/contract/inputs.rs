@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use tenantry_core::error::StepError;
 use tenantry_core::registry::fence::Actor;
-use tenantry_core::request::{Payment, SignUp, StepCall, SuspensionCall};
-use tenantry_core::tenant::{Isolation, Plan, Reason, Region};
+use tenantry_core::request::{HoldExtension, Leaving, Payment, ProtectionCall, SignUp, StepCall, SuspensionCall};
+use tenantry_core::tenant::{Isolation, LeaveReason, Plan, Reason, Region};
 
 use super::template::{each, taken, target};
 use super::{Contract, Rule, kebab, remove};
@@ -64,7 +64,23 @@ fn accepted(step: &str, input: &Value, slug: &Value) -> Result<(), String> {
             SuspensionCall::parse(input).map_err(refused)?;
             holds(input["request"]["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
         }
-        "sweep-tenants" | "reconcile-gate" => holds(*input == json!({}), "must be {}, as the schedule sends it"),
+        "cancel-hold" => {
+            SuspensionCall::parse(input).map_err(refused)?;
+            holds(input["request"]["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
+        }
+        "begin-offboarding" => {
+            Leaving::parse(input).map_err(refused)?;
+            holds(input["request"]["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
+        }
+        "extend-hold" | "set-deletion-protection" => {
+            let read = HoldExtension::parse(input).map(drop);
+            let read = if step == "extend-hold" { read } else { ProtectionCall::parse(input).map(drop) };
+            read.map_err(refused)?;
+            holds(input["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
+        }
+        "sweep-tenants" | "reconcile-gate" | "sweep-holds" => {
+            holds(*input == json!({}), "must be {}, as the schedule sends it")
+        }
         "accept-invite" => holds(
             input["requestContext"]["http"]["method"] == "GET" && input["queryStringParameters"]["token"].is_string(),
             "must be a function URL's request that only looks",
@@ -149,6 +165,8 @@ pub(super) const WORKFLOWS_HAVE_INPUTS: Rule = Rule {
             let call = json!({"request": contract.inputs[*name], "execution": "manual:you"});
             broken.extend(SuspensionCall::parse(&call).err().map(|error| format!("events/{name}.json: {error}")));
         }
+        let leaving = json!({"request": contract.inputs["offboard-tenant"], "execution": "manual:you"});
+        broken.extend(Leaving::parse(&leaving).err().map(|error| format!("events/offboard-tenant.json: {error}")));
         for (name, entry, detail) in entries(contract) {
             if entry["DetailType"] == PAID {
                 let waiting = sign_ups(contract)
@@ -170,6 +188,10 @@ pub(super) const WORKFLOWS_HAVE_INPUTS: Rule = Rule {
         ("a machine without an input", |contract| drop(contract.inputs.remove("provision-tenant"))),
         ("a suspension for no reason", |contract| {
             remove(contract.inputs.get_mut("suspend-tenant").expect("the input"), "reason");
+        }),
+        ("a departure with free text", |contract| {
+            contract.inputs.get_mut("offboard-tenant").expect("the input")["reason"] =
+                json!("we like another one better");
         }),
         ("a sign-up that is refused", |contract| {
             contract.inputs.get_mut("provision-tenant").expect("the input")["owner"]["email"] = json!("ada");
@@ -254,6 +276,15 @@ fn sent(event_type: &str) -> Vec<Value> {
         "tenant.suspended" | "tenant.reactivated" => plans()
             .flat_map(|plan| Reason::ALL.iter().map(move |reason| (plan, reason)))
             .map(|(plan, reason)| event(json!({"plan": plan, "reason": reason})))
+            .collect(),
+        "tenant.offboarding_started" => plans()
+            .flat_map(|plan| LeaveReason::ALL.iter().map(move |reason| (plan, reason)))
+            .flat_map(|(plan, reason)| {
+                [("offboarding", true), ("offboarding", false), ("erasure", false)].map(|kind| (plan, reason, kind))
+            })
+            .map(|(plan, reason, (kind, exported))| {
+                event(json!({"plan": plan, "reason": reason, "kind": kind, "exported": exported}))
+            })
             .collect(),
         "tenant.quota_warning" | "tenant.quota_exceeded" => plans()
             .map(|plan| {

@@ -246,7 +246,7 @@ pub(super) const PAYLOADS_ARE_SMALL: Rule = Rule {
                     "request.$" if matches!(name, "ValidateRequest" | "RegisterTenant") => "$",
                     // Which tenant, for which reason, and who wants it.
                     "request.$" if matches!(name, "SuspendTenant" | "ReactivateTenant") => "$",
-                    "request.$" if matches!(name, "BeginOffboarding" | "BeginDeletion") => "$",
+                    "request.$" if matches!(name, "BeginOffboarding" | "BeginDeletion" | "CancelHold") => "$",
                     "part.$" if name == "ExportPart" => "$.part",
                     "payment.$" if name == "ConfirmPayment" => "$",
                     _ => "nothing",

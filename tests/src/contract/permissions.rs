@@ -65,6 +65,9 @@ const OPEN_ENDED: &[&str] = &[
     ":secret:tenantry/${Stage}/${Prefix}invite-key-",
     // Executions are named when they start.
     ":execution:${Prefix}provision-tenant:",
+    ":execution:${Prefix}offboard-tenant:",
+    ":execution:${Prefix}delete-tenant:",
+    ":execution:${Prefix}reactivate-tenant:",
     // A change's id is Route 53's, and tells its state and nothing else.
     ":route53:::change/",
     // An association's id is EKS's.

@@ -33,7 +33,8 @@ fn keeps_logs(contract: &Contract, group: &Value) -> bool {
 }
 
 /// Functions that people call.
-const FOR_OPERATORS: &[&str] = &["ExplainTenantFunction", "RevokeLinkFunction"];
+const FOR_OPERATORS: &[&str] =
+    &["ExplainTenantFunction", "RevokeLinkFunction", "ExtendHoldFunction", "SetDeletionProtectionFunction"];
 
 pub(super) const ONE_FUNCTION_A_BINARY: Rule = Rule {
     check: |contract| {
