@@ -524,7 +524,7 @@ pub async fn in_context(world: &World, tenant: &Tenant) -> Result<Client> {
 }
 
 /// A connection with the login that the tenant's secret holds.
-async fn log_in(world: &World, tenant: &Tenant) -> Result<Client> {
+pub async fn log_in(world: &World, tenant: &Tenant) -> Result<Client> {
     let secrets = aws_sdk_secretsmanager::Client::new(&world.env.aws);
     let value = secrets.get_secret_value().secret_id(tenant.database_secret()).send().await?;
     let login: Value = serde_json::from_str(value.secret_string().unwrap_or_default())?;

@@ -21,6 +21,7 @@ mod machine;
 mod mail;
 mod matrix;
 mod namespace;
+mod offboarding;
 mod provisioning;
 mod queue;
 mod races;
@@ -80,13 +81,15 @@ const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("explain", explain::CASES),
     ("triggers", triggers::CASES),
     ("suspension", suspension::CASES),
+    ("offboarding", offboarding::CASES),
     ("gate", gate::CASES),
     ("usage", usage::CASES),
     ("logs", logs::CASES),
     ("matrix", matrix::CASES),
 ];
 /// Cases that compare the whole stack before and after: no other runs meanwhile.
-const ALONE: &[(&str, &[(&str, Case)])] = &[("bad_input", bad_input::CASES), ("sweep", sweep::ALONE)];
+const ALONE: &[(&str, &[(&str, Case)])] =
+    &[("bad_input", bad_input::CASES), ("sweep", sweep::ALONE), ("offboarding", offboarding::ALONE)];
 
 /// A case that runs longer hangs.
 const CASE_PATIENCE: Duration = Duration::from_secs(1200);
