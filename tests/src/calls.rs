@@ -15,7 +15,6 @@ use tenantry_core::postgres::Database;
 use tenantry_core::registry::contacts::Contact;
 use tenantry_core::registry::notices::{Level, Notice};
 use tenantry_core::registry::plans;
-use tenantry_core::resource::Resource;
 use tenantry_core::resource::billing::Billing;
 use tenantry_core::resource::billing::price::BillingPrice;
 use tenantry_core::resource::bucket::Bucket;
@@ -27,10 +26,13 @@ use tenantry_core::resource::identity::Identity;
 use tenantry_core::resource::invite::Invite;
 use tenantry_core::resource::queue::Queue;
 use tenantry_core::resource::tenant_config::{PlanConfig, TenantConfig};
+use tenantry_core::resource::{self, Freezable, Resource};
 use tenantry_core::step::{Action, Step};
+use tenantry_core::steps::coming_back::{CancelHold, StopWaiting};
 use tenantry_core::steps::compensation::ReleaseTenant;
 use tenantry_core::steps::explain::ExplainTenant;
 use tenantry_core::steps::follow_billing::FollowBilling;
+use tenantry_core::steps::offboarding::BeginOffboarding;
 use tenantry_core::steps::plan_change::BeginPlanChange;
 use tenantry_core::steps::provisioning::BeginProvisioning;
 use tenantry_core::steps::publish::PublishEvents;
@@ -52,6 +54,7 @@ use crate::contract::{Contract, repository};
 use crate::identity::loosen;
 use crate::machine::sign_up;
 use crate::registry::registered;
+use crate::suspension::in_service;
 use crate::tenant_config::update;
 use crate::world::{Case, World};
 
@@ -82,6 +85,13 @@ const UNSEEN: &[(&str, &str)] = &[
     ("RemoveNamespaceFunction", "eks:DescribeCluster"),
     ("ReleaseTenantFunction", "eks:DescribeCluster"),
     ("ExplainTenantFunction", "eks:DescribeCluster"),
+    ("FreezeTenantFunction", "eks:DescribeCluster"),
+    ("ThawTenantFunction", "eks:DescribeCluster"),
+    ("VerifyTenantFunction", "eks:DescribeCluster"),
+    // It looks at everybody's holds: the case of the sweep, which runs alone, looks at its calls.
+    ("SweepHoldsFunction", "states:DescribeExecution"),
+    ("SweepHoldsFunction", "states:StartExecution"),
+    ("SweepHoldsFunction", "ses:SendEmail"),
     // Where a function's failures go is written to by Lambda, with the function's role.
     ("RecoverExecutionFunction", "sqs:SendMessage"),
     // New buckets of the emulator are encrypted, as those of S3 are: this mends one that is not any more.
@@ -203,6 +213,29 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     let price = BillingPrice::from_env(env)?;
     seen.insert("ApplyBillingPriceFunction", calls(acted(&price, tenant)).await?);
 
+    let frozen = |tenant: &Tenant| Tenant { frozen: true, ..tenant.clone() };
+    for (function, tenant, own_server) in [
+        ("FreezeTenantFunction", frozen(tenant), frozen(own_server)),
+        ("ThawTenantFunction", tenant.clone(), own_server.clone()),
+    ] {
+        let settled = async {
+            for resource in [&database as &dyn Freezable, &bucket, &queue] {
+                resource.settle(&tenant).await?;
+            }
+            Ok(database.settle(&own_server).await?)
+        };
+        seen.insert(function, Box::pin(calls(settled)).await?);
+    }
+    let looked = async {
+        for resource in resource::all(env)? {
+            resource.inspect(tenant).await?;
+            resource.inspect(own_server).await?;
+        }
+        Ok(())
+    };
+    seen.insert("VerifyTenantFunction", Box::pin(calls(looked)).await?);
+    Box::pin(leave_and_return(world, &mut seen)).await?;
+
     let (welcome, registry_database) = (WelcomeEmail::from_env(env)?, Database::registry(env)?);
     let welcome = async { Ok(welcome.act(tenant, &registry_database).await?) };
     seen.insert("SendWelcomeEmailFunction", Box::pin(calls(welcome)).await?);
@@ -288,6 +321,39 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     Ok(seen)
 }
 
+/// What the steps ask of Step Functions that take a tenant, and stop what waits for its hold.
+async fn leave_and_return(world: &World, seen: &mut BTreeMap<&'static str, BTreeSet<String>>) -> Result<()> {
+    let (env, registry) = (&world.env, world.registry().await?);
+    let tenant = in_service(world).await?;
+    let held = "UPDATE tenants SET execution = $2, execution_since = now() WHERE id = $1";
+    registry.execute(held, &[&tenant.id.0, &execution("gone")]).await?;
+    let leaving = json!({
+        "request": {"tenant_id": tenant.id, "reason": "customer_request"}, "execution": execution("leaving"),
+    });
+    seen.insert("BeginOffboardingFunction", calls(run(&BeginOffboarding::from_env(env)?, &leaving)).await?);
+    let returning =
+        |execution: &str| json!({"request": {"tenant_id": tenant.id, "reason": "offboarding"}, "execution": execution});
+    let cancel = CancelHold::from_env(env)?;
+    run(&cancel, &returning(&execution("first"))).await?;
+    let second = execution("second");
+    seen.insert("CancelHoldFunction", calls(run(&cancel, &returning(&second))).await?);
+    // One that runs: it waits for a tenant that nobody provisions.
+    let busy = registered(world, &mut world.registry().await?, Plan::Starter, true).await?.tenant;
+    let held = "UPDATE tenants SET status = 'provisioning', execution = $2, execution_since = now() WHERE id = $1";
+    registry.execute(held, &[&busy.id.0, &execution("never")]).await?;
+    let request = json!({"tenant_id": busy.id, "reason": "customer_request"});
+    let waiting = world.start_machine("OffboardTenantMachine", &request).await?;
+    registry.execute("UPDATE holds SET execution = $2 WHERE tenant_id = $1", &[&tenant.id.0, &waiting]).await?;
+    // It was published, so that nobody waits for its functions.
+    registry.execute("UPDATE holds SET expires_at = now() WHERE tenant_id = $1", &[&tenant.id.0]).await?;
+    let stop = json!({"tenant_id": tenant.id, "execution": second});
+    seen.insert("StopWaitingFunction", calls(run(&StopWaiting::from_env(env)?, &stop)).await?);
+    let (mail, owner) = (Mail::from_env(env)?, Contact { name: "Ada".into(), email: "ada@acme.example".into() });
+    let told = async { Ok(mail.send_farewell(&tenant, &owner, None, OffsetDateTime::now_utc()).await?) };
+    seen.insert("NotifyOwnerFunction", Box::pin(calls(told)).await?);
+    Ok(())
+}
+
 /// A tenant that is to have a server of its own.
 async fn dedicated(world: &World) -> Result<Tenant> {
     Ok(registered(world, &mut world.registry().await?, Plan::Enterprise, true).await?.tenant)
@@ -356,7 +422,7 @@ async fn fill(s3: &aws_sdk_s3::Client, bucket: &str) -> Result<()> {
 }
 
 /// IAM's names of the AWS operations that a future calls, as the SDK's own spans name them.
-async fn calls<T>(work: impl Future<Output = Result<T>>) -> Result<BTreeSet<String>> {
+pub async fn calls<T>(work: impl Future<Output = Result<T>>) -> Result<BTreeSet<String>> {
     let spans = Spans::default();
     work.with_subscriber(tracing_subscriber::registry().with(spans.clone())).await?;
     let spans = std::mem::take(&mut *spans.0.lock().unwrap_or_else(PoisonError::into_inner));

@@ -10,6 +10,7 @@ mod billing;
 mod flow;
 mod in_service;
 mod inputs;
+mod leaving;
 mod machines;
 pub mod permissions;
 mod stack;
@@ -41,6 +42,9 @@ pub struct Contract {
     schemas: BTreeMap<String, Value>,
 }
 
+/// What a state that starts another machine calls.
+const START: &str = "arn:aws:states:::states:startExecution";
+
 /// A way of breaking a rule: what it is, and how it is done.
 type Breach = (&'static str, fn(&mut Contract));
 
@@ -65,8 +69,14 @@ cases! {
     flow::UNDOS_REVERSE_THE_STEPS: "undos reverse the steps, and a failure enters at its own step's",
     flow::PERSONAL_DATA_IS_DROPPED: "the state holds no personal data after registration",
     in_service::FAILURES_FLAG_AND_UNDO_NOTHING: "a plan change takes the fence, gives it back, and undoes nothing",
+    leaving::BEGINS_WITH_THE_FENCE: "offboarding and coming back begin with the fence, and a refusal touches nothing",
+    leaving::SUPERSEDED_ENDS_QUIETLY: "who leaves or comes back for another execution ends quietly",
+    leaving::THE_LONG_WAIT_IS_KEPT: "after the long wait only CheckHold and delete-tenant are called, as they always were",
+    leaving::NOTHING_LEADS_BACK: "from the deletion on, nothing leads back",
+    leaving::IN_SERVICE_LAST: "a tenant that comes back is in service when everything was given back and seen",
     machines::COMMENTED: "every state says what it is for",
     machines::FUNCTIONS_EXIST: "every function a machine names is in the template and has a binary",
+    machines::MACHINES_EXIST: "every machine that another starts is in the template",
     machines::ERRORS_ARE_KNOWN: "errors that are matched exist",
     machines::PERMANENT_ERRORS_ARE_NOT_RETRIED: "permanent errors are not retried, others with backoff and jitter",
     machines::EVERYTHING_IS_CAUGHT: "the last Catch of a Task is States.ALL alone",
@@ -131,11 +141,20 @@ impl Contract {
         })
     }
 
-    /// Each machine's states: machine, name, state.
-    fn states(&self) -> impl Iterator<Item = (&str, &str, &Value)> {
+    /// Each machine and what its Maps run for every item: the machine's name, and what has a StartAt and States.
+    fn levels(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.machines.iter().flat_map(|(machine, definition)| {
-            let states = definition["States"].as_object();
-            states.into_iter().flatten().map(move |(name, state)| (machine.as_str(), name.as_str(), state))
+            let states = definition["States"].as_object().into_iter().flatten();
+            let inner = states.filter(|(_, state)| state["Type"] == "Map").map(|(_, state)| &state["ItemProcessor"]);
+            std::iter::once(definition).chain(inner).map(move |level| (machine.as_str(), level))
+        })
+    }
+
+    /// Each machine's states, those inside a Map too: machine, name, state.
+    fn states(&self) -> impl Iterator<Item = (&str, &str, &Value)> {
+        self.levels().flat_map(|(machine, level)| {
+            let states = level["States"].as_object();
+            states.into_iter().flatten().map(move |(name, state)| (machine, name.as_str(), state))
         })
     }
 
@@ -144,9 +163,14 @@ impl Contract {
         &self.machines[name]
     }
 
-    /// The states that call something.
+    /// The states that call a function.
     pub fn tasks(&self) -> impl Iterator<Item = (&str, &str, &Value)> {
-        self.states().filter(|(_, _, state)| state["Type"] == "Task")
+        self.states().filter(|(_, _, state)| state["Type"] == "Task" && state["Resource"] != START)
+    }
+
+    /// The states that start another machine.
+    fn starts(&self) -> impl Iterator<Item = (&str, &str, &Value)> {
+        self.states().filter(|(_, _, state)| state["Resource"] == START)
     }
 
     /// The template's resources of a type: logical id and resource.
@@ -167,6 +191,11 @@ impl Contract {
     /// For breaches: a state of provision-tenant.
     fn state(&mut self, name: &str) -> &mut Value {
         &mut self.machines.get_mut("provision-tenant").expect("the machine exists")["States"][name]
+    }
+
+    /// For breaches: a state of another machine.
+    fn state_of(&mut self, machine: &str, name: &str) -> &mut Value {
+        &mut self.machines.get_mut(machine).expect("the machine exists")["States"][name]
     }
 
     /// For breaches: the properties of a resource.

@@ -25,6 +25,7 @@ mod machine;
 mod mail;
 mod matrix;
 mod namespace;
+mod offboarding;
 mod plan_change;
 mod provisioning;
 mod queue;
@@ -90,6 +91,7 @@ const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("explain", explain::CASES),
     ("triggers", triggers::CASES),
     ("suspension", suspension::CASES),
+    ("offboarding", offboarding::CASES),
     ("gate", gate::CASES),
     ("forward_auth", forward_auth::CASES),
     ("authorizer", authorizer::CASES),
@@ -101,7 +103,8 @@ const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("matrix", matrix::CASES),
 ];
 /// Cases that compare the whole stack before and after: no other runs meanwhile.
-const ALONE: &[(&str, &[(&str, Case)])] = &[("bad_input", bad_input::CASES), ("sweep", sweep::ALONE)];
+const ALONE: &[(&str, &[(&str, Case)])] =
+    &[("bad_input", bad_input::CASES), ("sweep", sweep::ALONE), ("offboarding", offboarding::ALONE)];
 
 /// A case that runs longer hangs.
 const CASE_PATIENCE: Duration = Duration::from_secs(1200);

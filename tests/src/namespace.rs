@@ -223,21 +223,21 @@ where
     Ok(())
 }
 
-fn inside<K>(cluster: &Client, tenant: &Tenant) -> Api<K>
+pub fn inside<K>(cluster: &Client, tenant: &Tenant) -> Api<K>
 where
     K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope>,
 {
     Api::namespaced(cluster.clone(), &tenant.namespace())
 }
 
-async fn create<K>(api: &Api<K>, object: &Value) -> Result<K>
+pub async fn create<K>(api: &Api<K>, object: &Value) -> Result<K>
 where
     K: Clone + std::fmt::Debug + DeserializeOwned + serde::Serialize,
 {
     Ok(api.create(&PostParams::default(), &serde_json::from_value(object.clone())?).await?)
 }
 
-async fn forbidden<K>(api: &Api<K>, object: &Value, why: &str) -> Result<()>
+pub async fn forbidden<K>(api: &Api<K>, object: &Value, why: &str) -> Result<()>
 where
     K: Clone + std::fmt::Debug + DeserializeOwned + serde::Serialize,
 {
@@ -246,7 +246,7 @@ where
     Ok(())
 }
 
-fn restricted() -> Value {
+pub fn restricted() -> Value {
     json!({
         "allowPrivilegeEscalation": false,
         "runAsNonRoot": true,
@@ -255,7 +255,7 @@ fn restricted() -> Value {
     })
 }
 
-fn pod(name: &str, security: &Value, cpu: &str) -> Value {
+pub fn pod(name: &str, security: &Value, cpu: &str) -> Value {
     let resources = json!({"cpu": cpu, "memory": "16Mi"});
     json!({"metadata": {"name": name}, "spec": {"containers": [{
         "name": "main",

@@ -33,22 +33,30 @@ const RELEASE: &str = "ReleaseTenant";
 const FLAG: &str = "FlagTenant";
 
 /// The answers of functions that may stay in the state.
-const KEPT_ANSWERS: &[&str] =
-    &["$.Payload.tenant_id", "$.Payload.decision", "$.Payload.plan", "$.Payload.active", "$.Payload.status"];
+const KEPT_ANSWERS: &[&str] = &[
+    "$.Payload.tenant_id",
+    "$.Payload.decision",
+    "$.Payload.plan",
+    "$.Payload.active",
+    "$.Payload.status",
+    "$.Payload.expires_at",
+    "$.Payload.parts",
+    "$.Payload.drained",
+];
 /// The states that no execution holds the tenant in, and that may be given what the machine was started with.
 const UP_TO_THE_FENCE: &[&str] =
     &["RouteRequest", "ValidateRequest", "RegisterTenant", "ConfirmPayment", "IntendToProvision", FENCE];
 
 /// A way out of a state.
 pub(super) struct Exit<'a> {
-    to: &'a str,
+    pub(super) to: &'a str,
     /// Taken on a failure.
     pub(super) caught: bool,
     /// What the state was given goes along.
     keeps_input: bool,
 }
 
-fn exits(state: &Value) -> Vec<Exit<'_>> {
+pub(super) fn exits(state: &Value) -> Vec<Exit<'_>> {
     // A Pass that makes nothing hands its input on; a Task's answer replaces it, unless ResultPath puts it elsewhere.
     let makes_nothing = state["Type"] == "Pass" && state["Parameters"].is_null() && state["Result"].is_null();
     let keeps_input = |clause: &Value| clause.get("ResultPath").is_some_and(|path| path != "$");
@@ -96,20 +104,17 @@ pub(super) fn is_end(state: &Value) -> bool {
 pub(super) const CONNECTED: Rule = Rule {
     check: |contract| {
         let mut broken = Vec::new();
-        for (machine, definition) in &contract.machines {
-            let states = &definition["States"];
-            let start = definition["StartAt"].as_str().unwrap_or_default();
+        for (machine, level) in contract.levels() {
+            let states = &level["States"];
+            let start = level["StartAt"].as_str().unwrap_or_default();
             let reached = reached(states, start, |_, _| true);
             let dangling = reached.iter().filter(|name| states[**name].is_null());
             broken.extend(dangling.map(|name| format!("{machine}: there is no state {name:?}, which is led to")));
+            let names = states.as_object().into_iter().flatten().map(|(name, _)| name.as_str());
+            let idle = names.filter(|name| !reached.contains(name));
+            broken.extend(idle.map(|name| format!("{machine}: nothing leads to {name}")));
         }
         for (machine, name, state) in contract.states() {
-            let definition = &contract.machines[machine];
-            if !reached(&definition["States"], definition["StartAt"].as_str().unwrap_or_default(), |_, _| true)
-                .contains(name)
-            {
-                broken.push(format!("{machine}: nothing leads to {name}"));
-            }
             let goes_on = match state["Type"].as_str() {
                 Some("Succeed" | "Fail") => true,
                 Some("Choice") => state["Default"].is_string(),

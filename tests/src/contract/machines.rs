@@ -67,6 +67,44 @@ pub(super) const FUNCTIONS_EXIST: Rule = Rule {
     ],
 };
 
+pub(super) const MACHINES_EXIST: Rule = Rule {
+    check: |contract| {
+        let mut broken = Vec::new();
+        for (machine, name, state) in contract.starts() {
+            let named = state["Parameters"]["StateMachineArn"].as_str().unwrap_or_default();
+            let id = named.trim_start_matches("${").trim_end_matches('}');
+            let filled_in = contract
+                .resources("AWS::Serverless::StateMachine")
+                .any(|(_, machine)| machine["Properties"]["DefinitionSubstitutions"][id] == json!({ "Ref": id }));
+            if contract.template["Resources"][id]["Type"] != "AWS::Serverless::StateMachine" || !filled_in {
+                broken.push(format!("{machine}: {name}: {named} is not a machine of the template, or not substituted"));
+            }
+            let input = state["Parameters"]["Input"].as_object();
+            let small = input.into_iter().flatten().all(|(_, value)| {
+                ["$.tenant_id", "$.plan", "$.reason"].iter().any(|allowed| value == allowed)
+                    || !value.to_string().contains('$')
+            });
+            if !small {
+                broken.push(format!("{machine}: {name} hands on more than ids and decisions"));
+            }
+            let caught = each(&state["Catch"]).last().is_some_and(|last| last["ErrorEquals"] == json!(["States.ALL"]));
+            if !caught || !state["TimeoutSeconds"].is_u64() {
+                broken.push(format!("{machine}: {name} must have a timeout, and a last Catch of States.ALL alone"));
+            }
+        }
+        broken
+    },
+    breaches: &[
+        ("a machine that is not in the template", |contract| {
+            remove(&mut contract.template["Resources"], "DeleteTenantMachine");
+        }),
+        ("a start that nobody catches", |contract| {
+            let machine = contract.machines.get_mut("offboard-tenant").expect("the machine exists");
+            remove(&mut machine["States"]["DeleteTenant"], "Catch");
+        }),
+    ],
+};
+
 pub(super) const ERRORS_ARE_KNOWN: Rule = Rule {
     check: |contract| {
         let mut broken = Vec::new();
@@ -170,7 +208,11 @@ pub(super) const PERMANENT_ERRORS_ARE_NOT_RETRIED: Rule = Rule {
 
 pub(super) const EVERYTHING_IS_CAUGHT: Rule = Rule {
     check: |contract| {
-        let uncaught = contract.tasks().filter(|(_, _, task)| {
+        // What runs inside a Map is caught by the Map.
+        let within = |machine: &str, name: &str| contract.machines[machine]["States"][name].is_null();
+        let maps = contract.states().filter(|(_, _, state)| state["Type"] == "Map");
+        let tasks = contract.tasks().filter(|(machine, name, _)| !within(machine, name));
+        let uncaught = tasks.chain(maps).filter(|(_, _, task)| {
             each(&task["Catch"]).last().is_none_or(|last| last["ErrorEquals"] != json!(["States.ALL"]))
         });
         uncaught
@@ -208,6 +250,8 @@ pub(super) const PAYLOADS_ARE_SMALL: Rule = Rule {
                     "request.$" if name == "BeginPlanChange" => "$",
                     // Billing's ids of what happened.
                     "request.$" if name == "FollowBilling" => "$",
+                    "request.$" if matches!(name, "BeginOffboarding" | "BeginDeletion" | "CancelHold") => "$",
+                    "part.$" if name == "ExportPart" => "$.part",
                     "payment.$" if name == "ConfirmPayment" => "$",
                     _ => "nothing",
                 };

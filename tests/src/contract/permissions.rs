@@ -66,6 +66,9 @@ const OPEN_ENDED: &[&str] = &[
     // Executions are named when they start.
     ":execution:${Prefix}provision-tenant:",
     ":execution:${Prefix}change-plan:",
+    ":execution:${Prefix}offboard-tenant:",
+    ":execution:${Prefix}delete-tenant:",
+    ":execution:${Prefix}reactivate-tenant:",
     // A change's id is Route 53's, and tells its state and nothing else.
     ":route53:::change/",
     // An association's id is EKS's.
@@ -293,13 +296,18 @@ pub(super) const MACHINES_CALL_THEIR_FUNCTIONS: Rule = Rule {
             let name = uri.trim_start_matches("../statemachines/").trim_end_matches(".asl.json");
             let called = contract.tasks().filter(|(of, _, _)| *of == name).map(|(_, state, _)| function_of(state));
             let called: BTreeSet<String> = called.collect();
+            let started = contract.starts().filter(|(of, _, _)| *of == name);
+            let started = started.filter_map(|(_, _, state)| state["Parameters"]["StateMachineArn"].as_str());
+            let started: BTreeSet<String> =
+                started.map(|named| named.trim_start_matches("${").trim_end_matches('}').to_owned()).collect();
             let filled_in = machine["Properties"]["DefinitionSubstitutions"].as_object();
             let filled_in: BTreeSet<String> = filled_in.into_iter().flatten().map(|(name, _)| name.clone()).collect();
-            if filled_in != called {
-                broken.push(format!("{id} fills in {filled_in:?}, and its definition calls {called:?}"));
+            let named: BTreeSet<String> = called.union(&started).cloned().collect();
+            if filled_in != named {
+                broken.push(format!("{id} fills in {filled_in:?}, and its definition calls {named:?}"));
             }
             let role = target(&machine["Properties"]["Role"]).unwrap_or_default();
-            let mut allowed = BTreeSet::new();
+            let (mut allowed, mut may_start) = (BTreeSet::new(), BTreeSet::new());
             for (_, statement) in statements(contract).filter(|(id, _)| *id == role) {
                 for action in
                     actions(statement).filter(|action| !NAMELESS.iter().any(|other| action.starts_with(other)))
@@ -307,10 +315,15 @@ pub(super) const MACHINES_CALL_THEIR_FUNCTIONS: Rule = Rule {
                     if action == "lambda:InvokeFunction" {
                         let functions = each(&statement["Resource"]).iter().filter_map(target).map(str::to_owned);
                         allowed.extend(functions);
+                    } else if action == "states:StartExecution" {
+                        may_start.extend(each(&statement["Resource"]).iter().filter_map(target).map(str::to_owned));
                     } else {
                         broken.push(format!("{role} allows {action}, which the machine does not do"));
                     }
                 }
+            }
+            if may_start != started {
+                broken.push(format!("{role} may start {may_start:?}, and {id} starts {started:?}"));
             }
             if allowed != called {
                 broken.push(format!("{role} may call {allowed:?}, and {id} calls {called:?}"));

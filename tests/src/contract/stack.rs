@@ -35,10 +35,13 @@ fn keeps_logs(contract: &Contract, group: &Value) -> bool {
 /// Functions that people call, and the product's services.
 const FOR_CALLERS: &[&str] = &[
     "ExplainTenantFunction",
+    "ExtendHoldFunction",
     "IssueUploadFunction",
     "ReadUsageFunction",
     "ReleaseSeatFunction",
     "ReserveSeatFunction",
+    "RevokeLinkFunction",
+    "SetDeletionProtectionFunction",
     "SetQuotaOverrideFunction",
 ];
 

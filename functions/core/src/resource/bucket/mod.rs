@@ -24,7 +24,7 @@ use crate::environment::Environment;
 use crate::error::StepError;
 use crate::resource::policy_document::{partition, same_policy};
 use crate::resource::wait::until_done;
-use crate::resource::{Inspection, Resource};
+use crate::resource::{Freezable, Inspection, Resource, missing};
 use crate::tenant::{OWNER_TAG, Tenant};
 
 /// The bucket `tenant-{id}-{region}`.
@@ -325,6 +325,23 @@ async fn write_rules(s3: &Client, name: &str, rules: Vec<LifecycleRule>) -> Resu
     let rules = rules.map_err(|error| unbuildable(&error))?;
     let put = s3.put_bucket_lifecycle_configuration().bucket(name).lifecycle_configuration(rules);
     put.send().await.map(drop).map_err(|error| settle(&doing, &error))
+}
+
+#[async_trait]
+impl Freezable for Bucket {
+    async fn settle(&self, tenant: &Tenant) -> Result<(), StepError> {
+        let name = tenant.bucket();
+        let found = match self.look(tenant).await? {
+            Look::Ours(found) => found,
+            Look::Foreign(found) => return Err(foreign(name, found)),
+            Look::Absent => return Err(missing("bucket", tenant, "create-bucket")),
+        };
+        let wanted = self.wanted(tenant)?;
+        if differences(&found, &wanted).iter().any(|(setting, _)| *setting == Setting::Policy) {
+            self.write(&name, Setting::Policy, &wanted).await?;
+        }
+        Ok(())
+    }
 }
 
 impl Setting {

@@ -8,9 +8,9 @@ use aws_sdk_rds::Client;
 use aws_sdk_rds::types::{DbInstance, Tag};
 use serde_json::Value;
 
-use super::Inspection;
 use super::schema::OwnSchema;
 use super::secret::{self, LoginSecret};
+use super::{Inspection, missing};
 use crate::aws::{classify, code};
 use crate::environment::Environment;
 use crate::error::StepError;
@@ -246,6 +246,23 @@ impl Dedicated {
             }
         }
         Ok(())
+    }
+
+    /// Closes the schema on the instance, or opens it.
+    pub(super) async fn settle(
+        &self,
+        tenant: &Tenant,
+        on: impl FnOnce() -> (Arc<Database>, OwnSchema),
+    ) -> Result<(), StepError> {
+        let name = tenant.database_instance();
+        match self.find(tenant).await? {
+            Found::Ours(instance) if place(tenant, &instance).is_some() => on().1.settle(tenant).await,
+            Found::Ours(instance) => {
+                Err(StepError::NotReady(format!("instance {name} is {}: it lets nobody in", status(&instance))))
+            }
+            Found::Foreign(found) => Err(StepError::Foreign { kind: "database instance", name, found }),
+            Found::Absent => Err(missing("database instance", tenant, "create-database")),
+        }
     }
 
     /// Compares the instance, and then what is on it.

@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 use tokio_postgres::GenericClient;
 use uuid::Uuid;
 
-use super::{Inspection, Resource};
+use super::{Freezable, Inspection, Resource, missing};
 use crate::environment::Environment;
 use crate::error::StepError;
 use crate::postgres::{Database, quote_identifier};
@@ -197,7 +197,24 @@ async fn usage(client: &impl GenericClient, schema: &str) -> Result<Use, StepErr
     Ok(Use { users: row.try_get(0)?, bytes: row.try_get(1)? })
 }
 
-/// Whether the product may write the tenant's rows: a suspended tenant's are kept and frozen.
+#[async_trait]
+impl Freezable for TenantDatabase {
+    async fn settle(&self, tenant: &Tenant) -> Result<(), StepError> {
+        if tenant.isolation == Isolation::Database {
+            return self.dedicated().settle(tenant, self.on_own_server(tenant).await).await;
+        }
+        let placed = placement::placed(&*self.registry.client().await?, tenant).await?;
+        let placed = placed.ok_or_else(|| missing("place on a database server", tenant, "create-database"))?;
+        let server = self.connect_to(&placed.secret).await;
+        match tenant.isolation {
+            Isolation::Shared => shared::settle(&mut *server.client().await?, tenant).await,
+            Isolation::Schema | Isolation::Database => self.own_schema(server).settle(tenant).await,
+        }
+    }
+}
+
+/// Whether the tenant's rows may be written, and, where it has a role of its own, whether that may log in at all. A suspension
+/// alone keeps nobody from them but at the gate.
 fn writable(tenant: &Tenant) -> bool {
-    !matches!(tenant.status, Status::Suspended | Status::Deprovisioned)
+    !tenant.frozen && tenant.status != Status::Deprovisioned
 }
