@@ -302,12 +302,12 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     asked.extend(calls(run(&BeginProvisioning::from_env(env)?, &begin)).await?);
     seen.insert("BeginProvisioningFunction", asked);
     let changed = &crate::suspension::in_service(world).await?;
-    let (gone, next) = (execution_of("change-plan", "gone"), execution_of("change-plan", "next"));
+    let (dead, heir) = (execution_of("change-plan", "gone"), execution_of("change-plan", "next"));
     let sql = "UPDATE tenants SET execution = $2, execution_since = now() WHERE id = $1";
-    registry.execute(sql, &[&changed.id.0, &gone]).await?;
-    let begin = json!({"request": {"tenant_id": changed.id, "plan": "growth"}, "execution": next});
+    registry.execute(sql, &[&changed.id.0, &dead]).await?;
+    let begin = json!({"request": {"tenant_id": changed.id, "plan": "growth"}, "execution": heir});
     seen.insert("BeginPlanChangeFunction", calls(run(&BeginPlanChange::from_env(env)?, &begin)).await?);
-    plans::close(&mut world.registry().await?, changed.id, &next).await?;
+    plans::close(&mut world.registry().await?, changed.id, &heir).await?;
     let long_ago = "UPDATE tenants SET execution_since = now() - interval '10 minutes' WHERE id = $1";
     registry.execute(long_ago, &[&fresh.id.0]).await?;
     seen.insert("SweepTenantsFunction", calls(run(&SweepTenants::from_env(env)?, &json!({}))).await?);
