@@ -226,7 +226,9 @@ async fn matrix(world: &World) -> Result<()> {
     let broken: Vec<String> = lines
         .iter()
         .filter_map(|line| {
-            line.broken.as_ref().map(|why| format!("{} {} {:?} {}: {why}", line.machine, line.state, line.fault, line.isolation))
+            line.broken
+                .as_ref()
+                .map(|why| format!("{} {} {:?} {}: {why}", line.machine, line.state, line.fault, line.isolation))
         })
         .collect();
     ensure!(broken.is_empty(), "{} of {} cases:\n{}", broken.len(), lines.len(), broken.join("\n"));

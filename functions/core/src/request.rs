@@ -183,8 +183,7 @@ impl Leaving {
             let ticket = fields.required("ticket", ticket);
             Some(Erasure { confirm_slug: confirm_slug?.to_string(), ticket: ticket? })
         });
-        let waived_by =
-            request.nested("waive_export", "request.waive_export", |fields| fields.required("by", label));
+        let waived_by = request.nested("waive_export", "request.waive_export", |fields| fields.required("by", label));
         if matches!((&erasure, &waived_by), (Some(Some(_)), Some(Some(_)))) {
             request.problem("waive_export", "must be left out of an erasure, which has no export");
         }

@@ -90,7 +90,7 @@ pub async fn lift_in(
     let record = read_for_update(transaction, id).await?;
     refuse_gone(&record)?;
     if reason == Reason::Offboarding {
-        refuse_withdrawn(&transaction, &record).await?;
+        refuse_withdrawn(transaction, &record).await?;
     }
     let sql = "DELETE FROM suspensions WHERE tenant_id = $1 AND reason = $2";
     let lifted = transaction.execute(sql, &[&id.0, &reason.as_str()]).await? == 1;

@@ -11,7 +11,7 @@ use crate::error::StepError;
 use crate::gate::Projector;
 use crate::postgres::Database;
 use crate::registry::billing_state::{self, Followed};
-use crate::registry::{self, Selector, suspensions};
+use crate::registry::{self, Selector, plans, suspensions};
 use crate::step::{Step, log_tenant};
 use crate::stripe::Stripe;
 use crate::subscription::{Standing, Subscription};
@@ -199,6 +199,11 @@ async fn decide(
     }
     match billing_state::plan_of(client, tenant.plan, &seen.prices).await? {
         Some(plan) if plan == tenant.plan => Ok(Decision::None),
+        // An operator's change is under way, and Stripe may not have its price yet: a change back would undo it.
+        Some(_) if plans::open(client, tenant.id).await?.is_some() => Err(StepError::Transient(format!(
+            "the plan of tenant {} ({}) is being changed: billing is looked at again when that is done",
+            tenant.slug, tenant.id
+        ))),
         Some(plan) => Ok(Decision::ChangePlan(plan)),
         None => Err(StepError::Conflict(format!(
             "subscription {subscription} of tenant {} ({}) is to {}, which is no plan's: set plan_quotas.billing_price, \

@@ -67,7 +67,7 @@ impl Step for ReactivateTenant {
         // One that gave back what a hold had withdrawn has held the tenant for it.
         let execution = call.execution.to_string();
         if fence::held_by(&*client, &execution).await? == Some(tenant.id) {
-            fence::give_back(&client, tenant.id, &execution).await?;
+            fence::give_back(&*client, tenant.id, &execution).await?;
         }
         Ok(json!({ "tenant_id": tenant.id, "status": tenant.status, "still_suspended_for": left }))
     }

@@ -336,7 +336,7 @@ impl Freezable for Bucket {
             Look::Foreign(found) => return Err(foreign(name, found)),
             Look::Absent => return Err(missing("bucket", tenant, "create-bucket")),
         };
-        let wanted = self.wanted(tenant)?;
+        let wanted = self.wanted(tenant, &found.lifecycle)?;
         if differences(&found, &wanted).iter().any(|(setting, _)| *setting == Setting::Policy) {
             self.write(&name, Setting::Policy, &wanted).await?;
         }
