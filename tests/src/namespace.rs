@@ -176,6 +176,9 @@ async fn rights(world: &World) -> Result<()> {
         ("get", "", "secrets", "kube-system", false),
         ("list", "", "secrets", "tenant-acme", false),
         ("create", "", "pods", "tenant-acme", false),
+        ("delete", "", "pods", "tenant-acme", true),
+        ("delete", "", "resourcequotas", "tenant-acme", true),
+        ("delete", "", "limitranges", "tenant-acme", false),
         ("create", "", "pods/exec", "tenant-acme", false),
         ("create", "", "serviceaccounts/token", "tenant-acme", false),
         ("list", "", "nodes", "", false),
@@ -193,6 +196,14 @@ async fn rights(world: &World) -> Result<()> {
         let answer = create(&reviews, &review).await?.status.context("no answer")?;
         ensure!(answer.allowed == allowed, "{verb} {resource}/{subresource} in {namespace:?}: {}", answer.allowed);
     }
+    // Pods that are no tenant's are out of reach, whatever RBAC cannot say.
+    let (name, cluster) = (format!("bystander-{}", uuid::Uuid::new_v4().simple()), world.cluster().await?);
+    let theirs: Api<Pod> = Api::namespaced(cluster, "default");
+    create(&theirs, &pod(&name, &restricted(), "10m")).await?;
+    let ours: Api<Pod> = Api::namespaced(cluster_as(&file).await?, "default");
+    let refused = ours.delete(&name, &DeleteParams::default()).await.err().context("another's pod was deleted")?;
+    ensure!(refused.to_string().contains("only namespaces named tenant-"), "{refused}");
+    theirs.delete(&name, &DeleteParams::default()).await?;
     Ok(())
 }
 

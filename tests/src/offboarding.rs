@@ -502,6 +502,7 @@ async fn returns(world: &World, tenant: TenantId, after: Duration) -> Result<boo
     }
 }
 
+#[allow(clippy::print_stdout)] // the seed repeats the schedules
 async fn races(world: &World) -> Result<()> {
     const SCHEDULES: u64 = 200;
     let seed = Uuid::new_v4().as_u64_pair().0 | 1;

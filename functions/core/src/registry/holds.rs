@@ -211,7 +211,8 @@ pub async fn cancel(transaction: &Transaction<'_>, tenant: TenantId) -> Result<O
     if transaction.execute(sql, &[&tenant.0]).await? == 1 {
         return Ok(before);
     }
-    match before {
+    // Looked at again: its deletion may have begun since.
+    match open_hold(transaction, tenant).await? {
         Some(Hold { state: State::Deleting, .. }) => Err(StepError::Conflict(format!(
             "tenant {tenant} is being deleted: it cannot come back. Its certificate will say when it is gone"
         ))),

@@ -198,7 +198,13 @@ pub async fn come_back(
         (State::Cancelled, Some(holder)) => return Ok(Return::HeldBy(holder)),
         _ => {}
     }
-    if holds::cancel(&transaction, tenant).await?.is_some() {
+    let cancelled = holds::cancel(&transaction, tenant).await?.is_some();
+    if !cancelled && hold.state != State::Cancelled {
+        return Err(StepError::Transient(format!(
+            "the hold of tenant {slug} ({tenant}) changed while it was looked at"
+        )));
+    }
+    if cancelled {
         audit::record(&transaction, tenant, actor, "offboarding cancelled", &json!({ "execution": execution })).await?;
     }
     fence::refuse_while_manual(&transaction, tenant).await?;
