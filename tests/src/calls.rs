@@ -251,11 +251,11 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     let told = async { Ok(mail.send_quota_notice(tenant, &owner, &notice).await?) };
     seen.insert("ReconcileGateFunction", Box::pin(calls(told)).await?);
     let objects = Objects::from_env(env)?;
-    let signed = async { Ok(drop(objects.presign(tenant, "object", 1, None, Duration::from_secs(60)).await?)) };
-    seen.insert("IssueUploadFunction", calls(signed).await?);
-    let asked = async { Ok(drop(objects.of_key(tenant, "object").await?)) };
+    let signed = async { Ok(objects.presign(tenant, "object", 1, None, Duration::from_secs(60)).await?) };
+    seen.insert("IssueUploadFunction", Box::pin(calls(signed)).await?);
+    let asked = async { Ok(objects.of_key(tenant, "object").await?) };
     seen.insert("SettleUploadFunction", calls(asked).await?);
-    let listed = async { Ok(drop(objects.after(tenant, None, tokio::time::Instant::now()).await?)) };
+    let listed = async { Ok(objects.after(tenant, None, tokio::time::Instant::now()).await?) };
     seen.insert("ReconcileStorageFunction", calls(listed).await?);
     let event = "INSERT INTO outbox (id, tenant_id, version, type, occurred_at, detail)
                  VALUES (gen_random_uuid(), $1, 1000, 'tenant.test', now(), '{}')";

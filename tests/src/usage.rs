@@ -157,7 +157,7 @@ async fn carried_over(world: &World) -> Result<()> {
     let seats = &now["resources"]["seats"];
     ensure!(seats["used"] == 1 && seats["most"] == 3, "{now}");
     ensure!(now["resources"]["api_calls"]["used"] == 0 && now["cycle_start"] != before["cycle_start"], "{now}");
-    // Two months on nothing was used; a month ago, by today's anchor, another cycle was.
+    // Of a cycle long before, nothing is known that was held, and no call.
     let long_ago =
         answered(world, "read-usage", &json!({"tenant_id": tenant.id, "cycle": "2020-02-29T12:00:00Z"})).await?;
     ensure!(long_ago["current"] == false && long_ago["resources"]["seats"]["most"].is_null(), "{long_ago}");

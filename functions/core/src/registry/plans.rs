@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 use tokio_postgres::{Client, GenericClient, Row, Transaction};
 
 use super::fence::{self, Actor, check};
-use super::{Record, audit, known, object, outbox, read_for_update};
+use super::{Record, Selector, audit, known, object, outbox, quotas, read, read_for_update};
 use crate::error::StepError;
 use crate::tenant::{Isolation, Plan, Status, Tenant, TenantId};
 
@@ -93,6 +93,9 @@ pub async fn begin(client: &mut Client, tenant: TenantId, execution: &str, wish:
     if record.tenant.plan != to {
         let sql = "UPDATE tenants SET plan = $2::text::plan WHERE id = $1";
         transaction.execute(sql, &[&tenant.0, &to.as_str()]).await?;
+        // What it holds may be more than the new plan grants, or no longer be: both are told at once.
+        let changed = read(&transaction, &Selector::Id(tenant)).await?.tenant;
+        quotas::tell_holdings(&transaction, &changed).await?;
     }
     transaction.commit().await?;
     Ok(Begun::Changing(change))

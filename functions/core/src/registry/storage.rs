@@ -212,8 +212,8 @@ impl Due<'_> {
         let change = write(&transaction, tenant.id, stretch, versions).await?;
         let sql = format!(
             "UPDATE storage_reconciliations SET reached = $2,
-                 due_at = CASE WHEN $2 IS NULL THEN now() + interval '{BETWEEN}' ELSE due_at END,
-                 done_at = CASE WHEN $2 IS NULL THEN now() ELSE done_at END
+                 due_at = CASE WHEN $2::bytea IS NULL THEN now() + interval '{BETWEEN}' ELSE due_at END,
+                 done_at = CASE WHEN $2::bytea IS NULL THEN now() ELSE done_at END
              WHERE tenant_id = $1"
         );
         transaction.execute(&sql, &[&tenant.id.0, &stretch.to]).await?;
