@@ -5,6 +5,7 @@
 
 pub mod aws;
 pub mod capacity;
+pub mod certificate;
 pub mod dns_check;
 pub mod eks_token;
 pub mod environment;
@@ -18,6 +19,7 @@ pub mod postgres;
 pub mod registry;
 pub mod request;
 pub mod resource;
+pub mod scan;
 pub mod step;
 pub mod steps;
 pub mod stripe;

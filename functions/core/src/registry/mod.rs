@@ -5,6 +5,9 @@
 pub mod audit;
 pub mod billing;
 pub mod contacts;
+pub mod deletions;
+pub mod downstream;
+pub mod erasure;
 pub mod fence;
 pub mod holds;
 pub mod invites;

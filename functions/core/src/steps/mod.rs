@@ -3,6 +3,7 @@
 pub mod accept;
 pub mod activation;
 pub mod compensation;
+pub mod deletion;
 pub mod dns;
 pub mod explain;
 pub mod provisioning;

@@ -27,6 +27,7 @@ struct Recovery {
     registry: Database,
     machines: aws_sdk_sfn::Client,
     provision_machine: String,
+    delete_machine: String,
 }
 
 /// Recovers the tenant of one execution that ended.
@@ -46,6 +47,7 @@ impl Recovery {
             registry: Database::registry(env)?,
             machines: aws_sdk_sfn::Client::new(&env.aws),
             provision_machine: env.required("PROVISION_MACHINE_ARN")?,
+            delete_machine: env.required("DELETE_MACHINE_ARN")?,
         })
     }
 
@@ -60,10 +62,26 @@ impl Recovery {
     ) -> Result<&'static str, StepError> {
         let tenant = record.tenant.id;
         let name = format!("recover-{}{round}", Uuid::new_v5(&Uuid::NAMESPACE_URL, ended.as_bytes()));
-        let action = if status == ExecutionStatus::Aborted.as_str() {
+        let stopped = status == ExecutionStatus::Aborted.as_str();
+        let deletes = is_of(ended, &self.delete_machine);
+        let action = if stopped && deletes {
+            // Nothing comes back from a deletion: it is not cancelled, and somebody wanted it to stop.
+            tracing::error!(needs_operator = true, "the tenant is flagged: its deletion was stopped");
+            let message = format!(
+                "execution {ended} was stopped half-way: what is deleted is gone. Start delete-tenant again with \
+                 {{\"tenant_id\": \"{tenant}\"}} to go on"
+            );
+            let failure = Failure { error: status.to_owned(), message };
+            fence::flag(&mut *self.registry.client().await?, tenant, ended, &failure).await?;
+            "flag"
+        } else if stopped {
             // Stopping an execution is how an operator cancels it.
             self.start(&name, tenant, "compensate").await?;
             "compensate"
+        } else if record.takeovers < MOST_TAKEOVERS && deletes {
+            let input = json!({ "tenant_id": tenant });
+            self.start_machine(&self.delete_machine, &name, tenant, &input).await?;
+            "delete"
         } else if record.takeovers < MOST_TAKEOVERS {
             self.start(&name, tenant, "provision").await?;
             "resume"
@@ -81,8 +99,12 @@ impl Recovery {
     }
 
     async fn start(&self, name: &str, tenant: TenantId, intent: &str) -> Result<(), StepError> {
-        let input = json!({ "tenant_id": tenant, "intent": intent }).to_string();
-        let start = self.machines.start_execution().state_machine_arn(&self.provision_machine).name(name).input(input);
+        let input = json!({ "tenant_id": tenant, "intent": intent });
+        self.start_machine(&self.provision_machine, name, tenant, &input).await
+    }
+
+    async fn start_machine(&self, machine: &str, name: &str, tenant: TenantId, input: &Value) -> Result<(), StepError> {
+        let start = self.machines.start_execution().state_machine_arn(machine).name(name).input(input.to_string());
         match start.send().await {
             Ok(_) => Ok(()),
             Err(error) if crate::aws::code(&error) == Some("ExecutionAlreadyExists") => Ok(()),
@@ -165,6 +187,12 @@ impl SweepTenants {
     }
 }
 
+/// Whether an execution is one of a machine's, by their ARNs.
+fn is_of(execution: &str, machine: &str) -> bool {
+    let executions = machine.replacen(":stateMachine:", ":execution:", 1);
+    execution.strip_prefix(executions.as_str()).is_some_and(|name| name.starts_with(':'))
+}
+
 /// Which quarter of an hour it is, since 1970. An execution's name is used once in 90 days: what a sweep started, and what was
 /// refused before it took the tenant, must be able to start again.
 fn round() -> String {
@@ -204,5 +232,18 @@ impl Step for SweepTenants {
     async fn run(&self, _name: &'static str, _input: &Value) -> Result<Value, StepError> {
         let [recovered, started, expired] = self.sweep().await?;
         Ok(json!({ "recovered": recovered, "started": started, "expired": expired }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn executions_tell_whose_they_are() {
+        let machine = "arn:aws:states:us-east-1:000000000000:stateMachine:delete-tenant";
+        assert!(is_of("arn:aws:states:us-east-1:000000000000:execution:delete-tenant:x", machine));
+        assert!(!is_of("arn:aws:states:us-east-1:000000000000:execution:delete-tenant-2:x", machine));
+        assert!(!is_of("arn:aws:states:us-east-1:000000000000:execution:provision-tenant:delete-tenant", machine));
     }
 }

@@ -4,6 +4,8 @@ mod empty;
 mod lifecycle;
 mod policy;
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
@@ -13,6 +15,7 @@ use aws_sdk_s3::types::{
     ServerSideEncryption, ServerSideEncryptionByDefault, ServerSideEncryptionConfiguration, ServerSideEncryptionRule,
     Tag, VersioningConfiguration,
 };
+pub use empty::Emptied;
 use serde_json::{Value, json};
 
 use crate::aws::{classify, code};
@@ -22,6 +25,9 @@ use crate::resource::policy_document::{partition, same_policy};
 use crate::resource::wait::until_done;
 use crate::resource::{Inspection, Resource};
 use crate::tenant::{OWNER_TAG, Tenant};
+
+/// How long one call drains a bucket. With the longest single operation this stays below the functions' `Timeout`.
+const DRAIN_TIME: Duration = Duration::from_secs(30);
 
 /// The bucket `tenant-{id}-{region}`.
 ///
@@ -69,10 +75,8 @@ impl Bucket {
     /// function that writes it.
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
         env.required("STACK_ROLE_ARNS")?;
-        // Only AWS resolves a host name per bucket; an endpoint given by hand has the bucket in the path.
-        let config = aws_sdk_s3::config::Builder::from(&env.aws).force_path_style(env.aws.endpoint_url().is_some());
         Ok(Bucket {
-            s3: Client::from_conf(config.build()),
+            s3: crate::aws::s3(&env.aws),
             account: env.required("ACCOUNT_ID")?,
             stack_roles: env.list("STACK_ROLE_ARNS"),
         })
@@ -122,6 +126,18 @@ impl Bucket {
                 policy: set(name, policy, "NoSuchBucketPolicy")?.and_then(|output| output.policy),
             })),
         })
+    }
+
+    /// Deletes what the bucket holds, for good, as much as half a minute allows; the next call goes on. A bucket that is not there,
+    /// or is another's, is empty.
+    ///
+    /// # Errors
+    /// `Transient` when S3 asks to try again.
+    pub async fn drain(&self, tenant: &Tenant) -> Result<Emptied, StepError> {
+        match self.look(tenant).await? {
+            Look::Ours(_) => empty::empty_for(&self.s3, &tenant.bucket(), DRAIN_TIME).await,
+            Look::Absent | Look::Foreign(_) => Ok(Emptied { deleted: 0, all: true }),
+        }
     }
 
     fn wanted(&self, tenant: &Tenant) -> Result<Settings<Value>, StepError> {
