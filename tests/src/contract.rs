@@ -78,6 +78,7 @@ cases! {
     stack::OPERATORS_ARE_CALLED: "an alarm follows every flag that functions log",
     stack::MIGRATIONS_COME_FIRST: "migrations run on every deploy, before the machine and the rules",
     stack::DATA_IS_KEPT: "tables are retained, encrypted and recoverable",
+    stack::CERTIFICATES_ARE_KEPT: "certificates of deletion outlive the stack, and nobody replaces one",
     permissions::ROLES_ARE_THEIR_OWN: "every function has a role of its own",
     permissions::NO_WILDCARDS: "no role has a wildcard action, nor a wildcard resource without a reason",
     permissions::TENANTS_ROLES_ARE_BOUNDED: "roles are made only for tenants, and only with the boundary",

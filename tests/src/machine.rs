@@ -86,7 +86,8 @@ impl World {
         self.finish(&arn).await
     }
 
-    async fn start_machine(&self, output: &str, input: &Value) -> Result<String> {
+    /// Starts the machine that an output of the template names, and returns the execution's ARN.
+    pub async fn start_machine(&self, output: &str, input: &Value) -> Result<String> {
         let started = self
             .machines()
             .start_execution()

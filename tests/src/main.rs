@@ -10,6 +10,7 @@ mod calls;
 mod compensation;
 mod contract;
 mod database;
+mod deletion;
 mod dns;
 mod explain;
 mod faults;
@@ -21,6 +22,7 @@ mod machine;
 mod mail;
 mod matrix;
 mod namespace;
+mod neighbour;
 mod provisioning;
 mod queue;
 mod races;
@@ -82,11 +84,12 @@ const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("suspension", suspension::CASES),
     ("gate", gate::CASES),
     ("usage", usage::CASES),
+    ("deletion", deletion::CASES),
     ("logs", logs::CASES),
     ("matrix", matrix::CASES),
 ];
 /// Cases that compare the whole stack before and after: no other runs meanwhile.
-const ALONE: &[(&str, &[(&str, Case)])] = &[("bad_input", bad_input::CASES), ("sweep", sweep::ALONE)];
+const ALONE: &[(&str, &[(&str, Case)])] = &[("bad_input", bad_input::CASES), ("sweep", sweep::ALONE), ("deletion", deletion::ALONE)];
 
 /// A case that runs longer hangs.
 const CASE_PATIENCE: Duration = Duration::from_secs(1200);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use tenantry_core::error::StepError;
 use tenantry_core::registry::fence::Actor;
-use tenantry_core::request::{Payment, SignUp, StepCall, SuspensionCall};
+use tenantry_core::request::{Confirmation, DownstreamSystem, Payment, SignUp, StepCall, SuspensionCall};
 use tenantry_core::tenant::{Isolation, Plan, Reason, Region};
 
 use super::template::{each, taken, target};
@@ -64,6 +64,8 @@ fn accepted(step: &str, input: &Value, slug: &Value) -> Result<(), String> {
             SuspensionCall::parse(input).map_err(refused)?;
             holds(input["request"]["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
         }
+        "confirm-deletion" => Confirmation::parse(input).map(drop).map_err(refused),
+        "register-downstream" => DownstreamSystem::parse(input).map(drop).map_err(refused),
         "sweep-tenants" | "reconcile-gate" => holds(*input == json!({}), "must be {}, as the schedule sends it"),
         "accept-invite" => holds(
             input["requestContext"]["http"]["method"] == "GET" && input["queryStringParameters"]["token"].is_string(),
@@ -254,6 +256,16 @@ fn sent(event_type: &str) -> Vec<Value> {
         "tenant.suspended" | "tenant.reactivated" => plans()
             .flat_map(|plan| Reason::ALL.iter().map(move |reason| (plan, reason)))
             .map(|(plan, reason)| event(json!({"plan": plan, "reason": reason})))
+            .collect(),
+        "tenant.deletion_requested" => plans()
+            .flat_map(|plan| [json!([]), json!(["search", "warehouse"])].map(|systems| (plan, systems)))
+            .map(|(plan, systems)| {
+                event(json!({"plan": plan, "systems": systems, "respond_by": "2026-11-25T08:00:00.5Z"}))
+            })
+            .collect(),
+        "tenant.deleted" => plans()
+            .flat_map(|plan| ["offboarding", "erasure"].map(|kind| (plan, kind)))
+            .map(|(plan, kind)| event(json!({"plan": plan, "kind": kind, "reason": "customer_request"})))
             .collect(),
         "tenant.quota_warning" | "tenant.quota_exceeded" => plans()
             .map(|plan| {
