@@ -139,10 +139,7 @@ impl SuspensionCall {
     pub fn parse(document: &Value) -> Result<Self, StepError> {
         let mut outer = Fields::of("", document)?;
         let execution = outer.required("execution", name::<Actor>);
-        let mut request = match outer.left.remove("request") {
-            Some(request) => Fields::of("request", &request)?,
-            None => Fields { path: "", left: std::mem::take(&mut outer.left), problems: Vec::new() },
-        };
+        let mut request = outer.request()?;
         let tenant = selector(&mut request);
         let reason = request.required("reason", name::<Reason>);
         let actor = request.optional("actor", |value| {
@@ -183,10 +180,7 @@ pub fn tenant_asked_about(document: &Value) -> Result<Selector, StepError> {
 pub fn tenant_to_delete(document: &Value) -> Result<(Selector, Actor), StepError> {
     let mut outer = Fields::of("", document)?;
     let actor = outer.required("execution", name::<Actor>);
-    let mut request = match outer.left.remove("request") {
-        Some(request) => Fields::of("request", &request)?,
-        None => Fields { path: "", left: std::mem::take(&mut outer.left), problems: Vec::new() },
-    };
+    let mut request = outer.request()?;
     let tenant = selector(&mut request);
     let mut problems = outer.finish();
     problems.extend(request.finish());
@@ -376,6 +370,14 @@ impl Fields {
                 field: if path.is_empty() { "the request".into() } else { path.into() },
                 rule: "must be a JSON object".into(),
             }])),
+        }
+    }
+
+    /// What a machine was started with, under `request`; by hand, what is left of this object.
+    fn request(&mut self) -> Result<Fields, StepError> {
+        match self.left.remove("request") {
+            Some(request) => Fields::of("request", &request),
+            None => Ok(Fields { path: "", left: std::mem::take(&mut self.left), problems: Vec::new() }),
         }
     }
 

@@ -59,28 +59,32 @@ impl Buckets {
     async fn held(&self, bucket: &str, deadline: Instant) -> Result<Held, StepError> {
         let doing = format!("counting what bucket {bucket} holds");
         let mut held = Held::default();
-        let mut pages = self.s3.list_multipart_uploads().bucket(bucket).into_paginator().send();
-        while let Some(page) = pages.next().await {
-            held.uploads += match page {
-                Err(error) if code(&error) == Some("NoSuchBucket") => return Ok(Held::default()),
-                page => count(page.map_err(|error| classify(&doing, &error))?.uploads().len()),
-            };
-        }
-        let mut pages = self.s3.list_object_versions().bucket(bucket).into_paginator().send();
-        while let Some(page) = pages.next().await {
-            let page = match page {
-                Err(error) if code(&error) == Some("NoSuchBucket") => return Ok(Held::default()),
+        let mut uploads = self.s3.list_multipart_uploads().bucket(bucket);
+        loop {
+            let page = match uploads.send().await {
+                Err(error) if code(&error) == Some("NoSuchBucket") => return Ok(held),
                 page => page.map_err(|error| classify(&doing, &error))?,
             };
+            held.uploads += count(page.uploads().len());
+            if page.is_truncated() != Some(true) {
+                break;
+            }
+            uploads = self.s3.list_multipart_uploads().bucket(bucket).set_key_marker(page.next_key_marker);
+            uploads = uploads.set_upload_id_marker(page.next_upload_id_marker);
+        }
+        let mut versions = self.s3.list_object_versions().bucket(bucket);
+        loop {
+            let page = versions.send().await.map_err(|error| classify(&doing, &error))?;
             held.versions += count(page.versions().len());
             held.markers += count(page.delete_markers().len());
             held.bytes += page.versions().iter().filter_map(|version| version.size()).sum::<i64>();
-            if Instant::now() > deadline {
-                held.more = page.is_truncated() == Some(true);
-                break;
+            held.more = page.is_truncated() == Some(true);
+            if !held.more || Instant::now() > deadline {
+                return Ok(held);
             }
+            versions = self.s3.list_object_versions().bucket(bucket).set_key_marker(page.next_key_marker);
+            versions = versions.set_version_id_marker(page.next_version_id_marker);
         }
-        Ok(held)
     }
 }
 

@@ -30,12 +30,13 @@ impl Store for Secrets {
         let prefix = format!("tenant/{}/", subject.tenant.id);
         let named = Filter::builder().key(FilterNameStringType::Name).values(&prefix).build();
         let list = self.client.list_secrets().include_planned_deletion(true).filters(named);
-        let mut pages = list.into_paginator().items().send();
+        let mut pages = list.into_paginator().send();
         let (mut secrets, mut deleting) = (0, 0);
-        while let Some(secret) = pages.next().await {
-            let secret = secret.map_err(|error| classify("listing secrets", &error))?;
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|error| classify("listing secrets", &error))?;
             // The filter takes prefixes of words as well.
-            if secret.name().is_some_and(|name| name.starts_with(&prefix)) {
+            let named = |name: Option<&str>| name.is_some_and(|name| name.starts_with(&prefix));
+            for secret in page.secret_list().iter().filter(|secret| named(secret.name())) {
                 let counted = if secret.deleted_date().is_some() { &mut deleting } else { &mut secrets };
                 *counted += 1;
             }

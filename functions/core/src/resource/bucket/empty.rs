@@ -80,15 +80,18 @@ pub(super) async fn empty_for(s3: &Client, bucket: &str, time: Duration) -> Resu
 
 /// Lists page by page, and deletes each while the next is listed. Returns how many were deleted.
 async fn round(s3: &Client, bucket: &str, deadline: Instant) -> Result<usize, StepError> {
-    let pages = stream::try_unfold(Some(Marker::default()), |marker| async move {
+    // Owned by each call, because calls are under way at the same time.
+    let place = || (s3.clone(), bucket.to_owned());
+    let pages = stream::try_unfold((place(), Some(Marker::default())), move |((s3, bucket), marker)| async move {
         let Some(marker) = marker.filter(|_| Instant::now() <= deadline) else { return Ok(None) };
-        versions(s3, bucket, marker).await.map(Some)
+        let (page, next) = versions(&s3, &bucket, marker).await?;
+        Ok(Some((page, ((s3, bucket), next))))
     });
     let uploads = uploads(s3, bucket).await?.into_iter().map(|(key, id)| Ok(Deletion::Upload(key, id)));
     let objects = pages.map_ok(|page| stream::iter(calls(page).into_iter().map(Ok))).try_flatten();
     stream::iter(uploads)
         .chain(objects)
-        .map_ok(|deletion| delete(s3, bucket, deletion))
+        .map_ok(|deletion| delete(place(), deletion))
         .try_buffer_unordered(CONCURRENCY)
         .try_fold(0, |deleted, more| async move { Ok(deleted + more) })
         .await
@@ -143,12 +146,12 @@ pub(crate) fn decoded(key: &str, encoding: Option<&EncodingType>) -> String {
 }
 
 /// Makes one call, and returns how many things it deleted.
-async fn delete(s3: &Client, bucket: &str, deletion: Deletion) -> Result<usize, StepError> {
+async fn delete((s3, bucket): (Client, String), deletion: Deletion) -> Result<usize, StepError> {
     let doing = format!("deleting from bucket {bucket}");
     match deletion {
         Deletion::Many(versions) => {
             let deleted = versions.len();
-            delete_many(s3, bucket, &doing, versions).await?;
+            delete_many(&s3, &bucket, &doing, versions).await?;
             Ok(deleted)
         }
         Deletion::One(version) => {

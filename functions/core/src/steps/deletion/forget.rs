@@ -1,6 +1,8 @@
 //! ForgetUsage, ForgetBilling and EraseContacts: what was counted of the tenant, what it is at Stripe, and what the registry has of
 //! its people.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
@@ -41,25 +43,17 @@ impl ForgetUsage {
 impl Removal for ForgetUsage {
     async fn act(&self, record: &Record, _hold: &Hold, registry: &Database) -> Result<Value, StepError> {
         let tenant = &record.tenant;
-        let mut forgotten = 0;
+        let forgotten = AtomicUsize::new(0);
         // The sweep of the gate, where it is under way, keeps what it read before: in the registry what Redis had, and in Redis what
         // the registry had. A look that finds neither ends that.
-        until_done("forgetting what a tenant used", || {
-            let looked = async {
-                let rows = erasure::erase(&mut *registry.client().await?, tenant.id, erasure::USAGE).await?;
-                let usage = self.redis.keys(&tenant.slug).await?.iter().any(|key| key.starts_with("usage:"));
-                let keys = self.redis.forget(&tenant.slug).await?;
-                Ok::<_, StepError>((rows, keys, usage))
-            };
-            let forgotten = &mut forgotten;
-            async move {
-                let (rows, keys, usage) = looked.await?;
-                *forgotten += keys;
-                Ok((rows > 0 || usage).then(|| "the gate's sweep wrote it anew".to_owned()))
-            }
+        until_done("forgetting what a tenant used", || async {
+            let rows = erasure::erase(&mut *registry.client().await?, tenant.id, erasure::USAGE).await?;
+            let usage = self.redis.keys(&tenant.slug).await?.iter().any(|key| key.starts_with("usage:"));
+            forgotten.fetch_add(self.redis.forget(&tenant.slug).await?, Ordering::Relaxed);
+            Ok((rows > 0 || usage).then(|| "the gate's sweep wrote it anew".to_owned()))
         })
         .await?;
-        Ok(json!({ "keys": forgotten }))
+        Ok(json!({ "keys": forgotten.into_inner() }))
     }
 }
 
