@@ -260,11 +260,7 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
 }
 
 /// What the steps of a deletion were seen to call: a tenant with a server of its own, and something in every store.
-async fn deleted(
-    world: &World,
-    tenant: &Tenant,
-    seen: &mut BTreeMap<&'static str, BTreeSet<String>>,
-) -> Result<()> {
+async fn deleted(world: &World, tenant: &Tenant, seen: &mut BTreeMap<&'static str, BTreeSet<String>>) -> Result<()> {
     let cloudfront = aws_sdk_cloudfront::Client::new(&world.env.aws);
     let env = &world.env.clone().with("DISTRIBUTION_ID", &distribution(&cloudfront).await?);
     let (identity, bucket, queue) = (Identity::from_env(env)?, Bucket::from_env(env)?, Queue::from_env(env));
@@ -283,7 +279,7 @@ async fn deleted(
     let begin = json!({"request": {"tenant_id": tenant.id}, "execution": next});
     seen.insert("BeginDeletionFunction", calls(run(&BeginDeletion::from_env(env)?, &begin)).await?);
     let call = &json!({"tenant_id": tenant.id, "execution": next});
-    let step = |removal: Box<dyn Removal>| async {
+    let step = |removal: Box<dyn Removal>| async move {
         let step = Deleting::by(env, removal)?;
         Box::pin(calls(run(&*step, call))).await
     };

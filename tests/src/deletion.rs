@@ -28,22 +28,26 @@ use crate::world::{Case, World};
 pub const CASES: &[(&str, Case)] = &[
     ("a_shared_tenant_is_gone_everywhere_and_its_neighbour_untouched", |world| Box::pin(gone(world, "starter"))),
     ("a_tenant_with_a_schema_is_gone_everywhere_and_its_neighbour_untouched", |world| Box::pin(gone(world, "growth"))),
-    ("a_tenant_with_a_server_is_gone_everywhere_and_its_neighbour_untouched", |world| Box::pin(gone(world, "enterprise"))),
+    ("a_tenant_with_a_server_is_gone_everywhere_and_its_neighbour_untouched", |world| {
+        Box::pin(gone(world, "enterprise"))
+    }),
     ("ten_thousand_objects_with_versions_are_deleted", |world| Box::pin(many_objects(world))),
     ("every_step_again_changes_nothing", |world| Box::pin(again(world))),
     ("of_two_deletions_at_once_one_acts", |world| Box::pin(at_once(world))),
     ("what_is_put_behind_our_back_fails_the_scan_until_it_is_gone", |world| Box::pin(behind_our_back(world))),
     ("a_killed_step_and_a_dead_execution_are_gone_on_with", |world| Box::pin(killed(world))),
-    ("a_deletion_that_is_stopped_is_flagged_and_goes_on_by_hand_or_when_started_again", |world| Box::pin(stopped(world))),
+    ("a_deletion_that_is_stopped_is_flagged_and_goes_on_by_hand_or_when_started_again", |world| {
+        Box::pin(stopped(world))
+    }),
     ("nothing_is_deleted_without_a_hold_that_asks_for_it", |world| Box::pin(no_hold(world))),
     ("every_table_of_the_registry_is_erased_or_kept_for_a_reason", |world| Box::pin(tables(world))),
 ];
 
 /// Cases that register systems, which every deletion then asks.
-pub const ALONE: &[(&str, Case)] = &[(
-    "downstream_systems_are_asked_and_the_certificate_names_who_did_not_confirm",
-    |world| Box::pin(downstream(world)),
-)];
+pub const ALONE: &[(&str, Case)] =
+    &[("downstream_systems_are_asked_and_the_certificate_names_who_did_not_confirm", |world| {
+        Box::pin(downstream(world))
+    })];
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -119,7 +123,10 @@ async fn gone(world: &World, plan: &str) -> Result<()> {
     let verdict = gate(world)?.decide(&slug, 1).await;
     ensure!(matches!(verdict, Gate::Refused(..)), "a deleted tenant is served: {verdict:?}");
     let refused = world.provision(&sign_up(&slug, plan)).await?;
-    ensure!(refused.error == "Conflict" && refused.times("BeginProvisioning") == 0, "the slug was given again: {refused:?}");
+    ensure!(
+        refused.error == "Conflict" && refused.times("BeginProvisioning") == 0,
+        "the slug was given again: {refused:?}"
+    );
     let once_more = delete(world, &tenant).await?.succeeded()?;
     ensure!(once_more.times("Superseded") == 1 && once_more.times("CountTenant") == 0, "{:?}", once_more.states);
     Ok(())
@@ -151,7 +158,10 @@ async fn erased(world: &World, tenant: &Tenant, request: &Value) -> Result<()> {
     let (name, email) = (&request["owner"]["name"], &request["owner"]["email"]);
     for table in registry.query("SELECT tablename::text FROM pg_tables WHERE schemaname = 'public'", &[]).await? {
         let table: String = table.get(0);
-        let sql = format!("SELECT count(*) FROM {} t WHERE t::text LIKE '%' || $1 || '%' OR t::text LIKE '%' || $2 || '%'", quote_identifier(&table));
+        let sql = format!(
+            "SELECT count(*) FROM {} t WHERE t::text LIKE '%' || $1 || '%' OR t::text LIKE '%' || $2 || '%'",
+            quote_identifier(&table)
+        );
         let rows: i64 =
             registry.query_one(&sql, &[&name.as_str().unwrap_or("?"), &email.as_str().unwrap_or("?")]).await?.get(0);
         ensure!(rows == 0, "{table} names the owner in {rows} rows");
@@ -252,7 +262,7 @@ async fn many_objects(world: &World) -> Result<()> {
     condemn(world, &tenant).await?;
     let begun = Instant::now();
     let outcome = delete(world, &tenant).await?.succeeded()?;
-    println!("10,000 objects: filled in {filled:?}, deleted with all else in {:?}", begun.elapsed());
+    eprintln!("10,000 objects: filled in {filled:?}, deleted with all else in {:?}", begun.elapsed());
     ensure!(outcome.times("DrainBucket") >= 1, "{:?}", outcome.states);
     traceless(world, &tenant).await?;
     let payload = certificate::verify(&certificate_of(world, &tenant).await?, &pinned(world).await?)?;
@@ -301,7 +311,8 @@ async fn again(world: &World) -> Result<()> {
         }
     }
     // By another execution, and by hand, nothing happens any more.
-    let other = json!({"tenant_id": tenant.id, "execution": "arn:aws:states:us-east-1:0:execution:delete-tenant:other"});
+    let other =
+        json!({"tenant_id": tenant.id, "execution": "arn:aws:states:us-east-1:0:execution:delete-tenant:other"});
     let by_hand = json!({"tenant_id": tenant.id, "execution": "manual:test"});
     for call in [&other, &by_hand] {
         for step in STEPS {
@@ -501,11 +512,8 @@ async fn downstream(world: &World) -> Result<()> {
     let outcome = world.finish(&arn).await?.succeeded()?;
     ensure!(outcome.times("WaitForDownstream") >= 1, "the warehouse was not waited for: {:?}", outcome.states);
     let payload = certified(world, &tenant).await?;
-    let answers: Vec<_> = payload
-        .downstream
-        .iter()
-        .map(|one| (one.system.as_str(), one.confirmed_at.is_some(), one.records))
-        .collect();
+    let answers: Vec<_> =
+        payload.downstream.iter().map(|one| (one.system.as_str(), one.confirmed_at.is_some(), one.records)).collect();
     ensure!(answers == [("search", true, Some(12)), ("warehouse", false, None)], "{answers:?}");
     register("search", true).await?;
     register("warehouse", true).await

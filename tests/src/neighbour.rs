@@ -24,10 +24,12 @@ pub type Fingerprint = BTreeMap<&'static str, String>;
 pub async fn furnish(world: &World, tenant: &Tenant) -> Result<()> {
     let (client, schema) = database(world, tenant).await?;
     if tenant.isolation == Isolation::Shared {
-        let sql = "INSERT INTO pool.projects (tenant_id, name) SELECT $1, 'project ' || n FROM generate_series(1, 50) AS n";
+        let sql =
+            "INSERT INTO pool.projects (tenant_id, name) SELECT $1, 'project ' || n FROM generate_series(1, 50) AS n";
         client.execute(sql, &[&tenant.id.0]).await?;
     } else {
-        let sql = format!("INSERT INTO {schema}.projects (name) SELECT 'project ' || n FROM generate_series(1, 50) AS n");
+        let sql =
+            format!("INSERT INTO {schema}.projects (name) SELECT 'project ' || n FROM generate_series(1, 50) AS n");
         client.execute(&sql, &[]).await?;
     }
     let (s3, bucket) = (world.s3(), tenant.bucket());
@@ -85,7 +87,9 @@ async fn rows(world: &World, tenant: &Tenant) -> Result<String> {
         let sql = match (tenant.isolation, table.as_str()) {
             (Isolation::Shared, "refinery_schema_history") => continue,
             (Isolation::Shared, "tenants") => format!("SELECT t::text FROM pool.tenants t WHERE id = '{}'", tenant.id),
-            (Isolation::Shared, table) => format!("SELECT t::text FROM pool.{table} t WHERE tenant_id = '{}'", tenant.id),
+            (Isolation::Shared, table) => {
+                format!("SELECT t::text FROM pool.{table} t WHERE tenant_id = '{}'", tenant.id)
+            }
             (_, table) => format!("SELECT t::text FROM {schema}.{table} t"),
         };
         let mut rows: Vec<String> = client.query(&sql, &[]).await?.iter().map(|row| row.get(0)).collect();
@@ -94,7 +98,12 @@ async fn rows(world: &World, tenant: &Tenant) -> Result<String> {
     }
     let sql = "SELECT rolname, rolcanlogin, rolpassword FROM pg_authid WHERE rolname = $1";
     for row in client.query(sql, &[&tenant.database_role()]).await? {
-        all.push(format!("{:?} {:?} {:?}", row.get::<_, String>(0), row.get::<_, bool>(1), row.get::<_, Option<String>>(2)));
+        all.push(format!(
+            "{:?} {:?} {:?}",
+            row.get::<_, String>(0),
+            row.get::<_, bool>(1),
+            row.get::<_, Option<String>>(2)
+        ));
     }
     Ok(all.join("\n"))
 }

@@ -221,7 +221,12 @@ mod tests {
             export_waived_by: None,
             deleted: json!({"secrets": {"secrets": 1}}),
             scan: json!({"secrets": {}}),
-            downstream: vec![Downstream { system: "search".into(), kind: "index".into(), confirmed_at: None, records: None }],
+            downstream: vec![Downstream {
+                system: "search".into(),
+                kind: "index".into(),
+                confirmed_at: None,
+                records: None,
+            }],
             backups_gone_by: at.clone(),
             histories_gone_by: at,
         }

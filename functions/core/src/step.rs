@@ -178,8 +178,7 @@ pub(crate) async fn journaled(
         Ok(made) => made,
         Err(error) => {
             // The failure itself matters more than its entry: a registry that is down must not hide it.
-            let recorded =
-                async { journal::failed(&*registry.client().await?, record, name, actor, &error).await };
+            let recorded = async { journal::failed(&*registry.client().await?, record, name, actor, &error).await };
             if let Err(unrecorded) = recorded.await {
                 tracing::warn!(error = %unrecorded, "the failure could not be recorded in the journal");
             }

@@ -409,13 +409,16 @@ pub(super) const CERTIFICATES_ARE_KEPT: Rule = Rule {
         ("a key that goes with the stack", |contract| {
             remove(&mut contract.template["Resources"]["CertificateKey"], "DeletionPolicy");
         }),
-        ("a key that encrypts", |contract| contract.properties("CertificateKey")["KeyUsage"] = json!("ENCRYPT_DECRYPT")),
+        ("a key that encrypts", |contract| {
+            contract.properties("CertificateKey")["KeyUsage"] = json!("ENCRYPT_DECRYPT")
+        }),
         ("certificates in the clear", |contract| remove(contract.properties("CertificatesBucket"), "BucketEncryption")),
         ("certificates that are replaced", |contract| {
             remove(contract.properties("CertificatesBucket"), "VersioningConfiguration");
         }),
         ("certificates that anybody reads", |contract| {
-            contract.properties("CertificatesBucket")["PublicAccessBlockConfiguration"]["BlockPublicPolicy"] = json!(false);
+            contract.properties("CertificatesBucket")["PublicAccessBlockConfiguration"]["BlockPublicPolicy"] =
+                json!(false);
         }),
     ],
 };

@@ -90,7 +90,8 @@ pub async fn begin(client: &Client, hold: &Hold, execution: &str) -> Result<(), 
 /// # Errors
 /// `Conflict` when there is none.
 pub async fn read(client: &impl GenericClient, tenant: TenantId) -> Result<Deletion, StepError> {
-    let sql = "SELECT begun_at, counts, customer, coalesce(adopted, false), subscription, scan, scanned_at, clean, rounds,
+    let sql =
+        "SELECT begun_at, counts, customer, coalesce(adopted, false), subscription, scan, scanned_at, clean, rounds,
                       certificate
                FROM deletions WHERE tenant_id = $1";
     let row = client.query_opt(sql, &[&tenant.0]).await?;
@@ -169,7 +170,8 @@ pub async fn close(client: &mut Client, tenant: TenantId, actor: &Actor) -> Resu
         return Err(StepError::Conflict(format!("tenant {tenant} has no certificate yet: run sign-certificate first")));
     }
     holds::finish(&transaction, tenant, hold.execution.as_deref().unwrap_or_default()).await?;
-    let sql = "UPDATE tenants SET status = 'deprovisioned', execution = NULL, execution_since = NULL, needs_operator = NULL,
+    let sql =
+        "UPDATE tenants SET status = 'deprovisioned', execution = NULL, execution_since = NULL, needs_operator = NULL,
                       failed_step = NULL, failed_error = NULL, failed_message = NULL, failed_at = NULL, retry_at = NULL
                WHERE id = $1";
     transaction.execute(sql, &[&tenant.0]).await?;

@@ -126,12 +126,7 @@ pub async fn waiting(client: &Client, tenant: TenantId) -> Result<Waiting, StepE
 ///
 /// # Errors
 /// `InvalidRequest` when that system was not asked about that tenant.
-pub async fn confirm(
-    client: &Client,
-    tenant: TenantId,
-    system: &str,
-    records: Option<i64>,
-) -> Result<(), StepError> {
+pub async fn confirm(client: &Client, tenant: TenantId, system: &str, records: Option<i64>) -> Result<(), StepError> {
     let sql = "UPDATE downstream_requests
                SET confirmed_at = coalesce(confirmed_at, now()),
                    records = CASE WHEN confirmed_at IS NULL THEN $3 ELSE records END

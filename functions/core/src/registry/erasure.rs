@@ -8,7 +8,8 @@ use crate::error::StepError;
 use crate::tenant::TenantId;
 
 /// Tables that a deleted tenant has no row in: they hold what is personal, what it used, or what it is at Stripe.
-pub const ERASED: &[&str] = &["billing_accounts", "contacts", "invites", "quota_notices", "quota_overrides", "usage_cycles"];
+pub const ERASED: &[&str] =
+    &["billing_accounts", "contacts", "invites", "quota_notices", "quota_overrides", "usage_cycles"];
 
 /// Of the tables that are erased, those of usage: what Redis counted is kept there too, and they go with its keys.
 pub const USAGE: &[&str] = &["quota_notices", "quota_overrides", "usage_cycles"];
@@ -80,7 +81,8 @@ pub async fn rows(client: &impl GenericClient, tenant: TenantId) -> Result<BTree
         let row = client.query_one(&format!("SELECT count(*) FROM {name} WHERE tenant_id = $1"), &[&tenant.0]).await?;
         rows.insert(table, row.try_get(0)?);
     }
-    let sql = "SELECT count(*) FROM payments p JOIN tenants t USING (request_id) WHERE t.id = $1 AND p.payment_id <> $2";
+    let sql =
+        "SELECT count(*) FROM payments p JOIN tenants t USING (request_id) WHERE t.id = $1 AND p.payment_id <> $2";
     let row = client.query_one(sql, &[&tenant.0, &ERASED_PAYMENT]).await?;
     rows.insert("payments".to_owned(), row.try_get(0)?);
     rows.retain(|_, count| *count > 0);

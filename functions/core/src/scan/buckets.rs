@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
+use aws_sdk_s3::types::EncodingType;
 use time::OffsetDateTime;
 use time::format_description::well_known::{Rfc2822, Rfc3339};
 use tokio::time::Instant;
@@ -12,6 +13,7 @@ use super::{Finding, Kept, Store, Subject, count};
 use crate::aws::{classify, code, s3};
 use crate::environment::Environment;
 use crate::error::StepError;
+use crate::resource::bucket::decoded;
 use crate::tenant::Tenant;
 
 /// How long the versions of buckets are counted: a thousand a call. What is not counted by then is counted as it is drained.
@@ -59,7 +61,9 @@ impl Buckets {
     async fn held(&self, bucket: &str, deadline: Instant) -> Result<Held, StepError> {
         let doing = format!("counting what bucket {bucket} holds");
         let mut held = Held::default();
-        let mut uploads = self.s3.list_multipart_uploads().bucket(bucket);
+        // Percent-encoded, because a key may hold characters that XML cannot carry.
+        let list = || self.s3.list_multipart_uploads().bucket(bucket).encoding_type(EncodingType::Url);
+        let mut uploads = list();
         loop {
             let page = match uploads.send().await {
                 Err(error) if code(&error) == Some("NoSuchBucket") => return Ok(held),
@@ -69,12 +73,16 @@ impl Buckets {
             if page.is_truncated() != Some(true) {
                 break;
             }
-            uploads = self.s3.list_multipart_uploads().bucket(bucket).set_key_marker(page.next_key_marker);
-            uploads = uploads.set_upload_id_marker(page.next_upload_id_marker);
+            let next = page.next_key_marker().map(|key| decoded(key, page.encoding_type()));
+            uploads = list().set_key_marker(next).set_upload_id_marker(page.next_upload_id_marker);
         }
-        let mut versions = self.s3.list_object_versions().bucket(bucket);
+        let list = || self.s3.list_object_versions().bucket(bucket).encoding_type(EncodingType::Url);
+        let mut versions = list();
         loop {
-            let page = versions.send().await.map_err(|error| classify(&doing, &error))?;
+            let page = match versions.send().await {
+                Err(error) if code(&error) == Some("NoSuchBucket") => return Ok(held),
+                page => page.map_err(|error| classify(&doing, &error))?,
+            };
             held.versions += count(page.versions().len());
             held.markers += count(page.delete_markers().len());
             held.bytes += page.versions().iter().filter_map(|version| version.size()).sum::<i64>();
@@ -82,8 +90,8 @@ impl Buckets {
             if !held.more || Instant::now() > deadline {
                 return Ok(held);
             }
-            versions = self.s3.list_object_versions().bucket(bucket).set_key_marker(page.next_key_marker);
-            versions = versions.set_version_id_marker(page.next_version_id_marker);
+            let next = page.next_key_marker().map(|key| decoded(key, page.encoding_type()));
+            versions = list().set_key_marker(next).set_version_id_marker(page.next_version_id_marker);
         }
     }
 }

@@ -144,10 +144,7 @@ async fn shared_rows(client: &mut Client, tenant: &Tenant) -> Result<i64, StepEr
 }
 
 async fn rows_of(client: &impl GenericClient, table: &str, column: &str, tenant: &Tenant) -> Result<i64, StepError> {
-    let sql = format!(
-        "SELECT count(*) FROM {POOL}.{} WHERE {} = $1",
-        quote_identifier(table),
-        quote_identifier(column)
-    );
+    let sql =
+        format!("SELECT count(*) FROM {POOL}.{} WHERE {} = $1", quote_identifier(table), quote_identifier(column));
     Ok(client.query_one(&sql, &[&tenant.id.0]).await?.try_get(0)?)
 }

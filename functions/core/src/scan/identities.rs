@@ -47,7 +47,9 @@ impl Identities {
         while let Some(association) = pages.next().await {
             match association {
                 Err(error) if self.elsewhere && code(&error) == Some("ResourceNotFoundException") => return Ok(0),
-                association => drop(association.map_err(|error| classify("listing Pod Identity associations", &error))?),
+                association => {
+                    drop(association.map_err(|error| classify("listing Pod Identity associations", &error))?)
+                }
             }
             found += 1;
         }
@@ -62,7 +64,8 @@ impl Store for Identities {
     }
 
     async fn look(&self, subject: &Subject) -> Result<Finding, StepError> {
-        let (roles, associations) = futures::try_join!(self.roles(&subject.tenant), self.associations(&subject.tenant))?;
+        let (roles, associations) =
+            futures::try_join!(self.roles(&subject.tenant), self.associations(&subject.tenant))?;
         Ok(Finding::of([("roles", count(roles)), ("pod identity associations", count(associations))]))
     }
 }

@@ -38,7 +38,8 @@ impl Store for Keys {
                 left.retain(|key| *key != projection);
                 finding.kept.push(Kept {
                     what: "the gate's refusal".into(),
-                    why: "requests for the deleted tenant are refused at once: its id and its standing, and no usage".into(),
+                    why: "requests for the deleted tenant are refused at once: its id and its standing, and no usage"
+                        .into(),
                     until: None,
                 });
             }

@@ -28,7 +28,8 @@ impl Store for Rows {
     async fn look(&self, subject: &Subject) -> Result<Finding, StepError> {
         let counts = erasure::rows(&*self.registry.client().await?, subject.tenant.id).await?;
         let stays = |what: &str, why: &str| Kept { what: what.to_owned(), why: why.to_owned(), until: None };
-        let tombstone = stays("the tenant's row", "the tombstone: its id, its times, and its name, which is not given again");
+        let tombstone =
+            stays("the tenant's row", "the tombstone: its id, its times, and its name, which is not given again");
         let kept = erasure::KEPT.iter().map(|(table, why)| stays(table, why));
         Ok(Finding { counts, kept: std::iter::once(tombstone).chain(kept).collect() })
     }

@@ -85,7 +85,7 @@ async fn round(s3: &Client, bucket: &str, deadline: Instant) -> Result<usize, St
     let pages = stream::try_unfold((place(), Some(Marker::default())), move |((s3, bucket), marker)| async move {
         let Some(marker) = marker.filter(|_| Instant::now() <= deadline) else { return Ok(None) };
         let (page, next) = versions(&s3, &bucket, marker).await?;
-        Ok(Some((page, ((s3, bucket), next))))
+        Ok::<_, StepError>(Some((page, ((s3, bucket), next))))
     });
     let uploads = uploads(s3, bucket).await?.into_iter().map(|(key, id)| Ok(Deletion::Upload(key, id)));
     let objects = pages.map_ok(|page| stream::iter(calls(page).into_iter().map(Ok))).try_flatten();
@@ -155,17 +155,19 @@ async fn delete((s3, bucket): (Client, String), deletion: Deletion) -> Result<us
             Ok(deleted)
         }
         Deletion::One(version) => {
-            let one = s3.delete_object().bucket(bucket).key(version.key).set_version_id(version.id);
+            let one = s3.delete_object().bucket(&bucket).key(version.key).set_version_id(version.id);
             one.send().await.map_err(|error| classify(&doing, &error))?;
             Ok(1)
         }
-        Deletion::Upload(key, id) => match s3.abort_multipart_upload().bucket(bucket).key(key).upload_id(id).send().await {
-            Err(error) if crate::aws::code(&error) == Some("NoSuchUpload") => Ok(0),
-            aborted => {
-                aborted.map_err(|error| classify(&format!("aborting an upload to bucket {bucket}"), &error))?;
-                Ok(1)
+        Deletion::Upload(key, id) => {
+            match s3.abort_multipart_upload().bucket(&bucket).key(key).upload_id(id).send().await {
+                Err(error) if crate::aws::code(&error) == Some("NoSuchUpload") => Ok(0),
+                aborted => {
+                    aborted.map_err(|error| classify(&format!("aborting an upload to bucket {bucket}"), &error))?;
+                    Ok(1)
+                }
             }
-        },
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use aws_sdk_s3::types::{
     Tag, VersioningConfiguration,
 };
 pub use empty::Emptied;
+pub(crate) use empty::decoded;
 use serde_json::{Value, json};
 
 use crate::aws::{classify, code};

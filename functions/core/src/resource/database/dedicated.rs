@@ -148,7 +148,9 @@ impl Dedicated {
     /// role. `server` is the tenant's database on it.
     pub(super) async fn retire(&self, tenant: &Tenant, server: &Database) -> Result<bool, StepError> {
         let Found::Ours(instance) = self.find(tenant).await? else { return Ok(false) };
-        if place(tenant, &instance).is_none() || !matches!(self.master.find(tenant).await?, secret::Found::Ours(Some(_))) {
+        if place(tenant, &instance).is_none()
+            || !matches!(self.master.find(tenant).await?, secret::Found::Ours(Some(_)))
+        {
             return Ok(false);
         }
         let retired = role::retire_if_ours(&mut *server.client().await?, tenant).await;

@@ -48,8 +48,8 @@ impl BeginDeletion {
     /// else, such as end the offboarding that started this, it is waited for.
     async fn running(&self, tenant: TenantId, holder: &str, text: String) -> Result<StepError, StepError> {
         let hold = holds::open_hold(&*self.registry.client().await?, tenant).await?;
-        let deletes = hold
-            .is_some_and(|hold| hold.state == State::Deleting && hold.execution.as_deref() == Some(holder));
+        let deletes =
+            hold.is_some_and(|hold| hold.state == State::Deleting && hold.execution.as_deref() == Some(holder));
         Ok(if deletes { StepError::Superseded(text) } else { StepError::Transient(text) })
     }
 

@@ -85,9 +85,11 @@ impl SignCertificate {
         let client = registry.client().await?;
         let tenant = record.tenant.id;
         let Deletion { begun_at, counts, scan, scanned_at, .. } = deletions::read(&*client, tenant).await?;
-        let missing = |step: &str| StepError::Conflict(format!("tenant {tenant}: {step} has not run yet: run it first"));
+        let missing =
+            |step: &str| StepError::Conflict(format!("tenant {tenant}: {step} has not run yet: run it first"));
         let deleted_at = scanned_at.ok_or_else(|| missing("scan-tenant"))?;
-        let sql = "SELECT t.created_at, t.activated_at, t.suspended_at, h.created_at, h.published_at, h.ticket, h.waived_by
+        let sql =
+            "SELECT t.created_at, t.activated_at, t.suspended_at, h.created_at, h.published_at, h.ticket, h.waived_by
                    FROM tenants t, holds h WHERE t.id = $1 AND h.id = $2";
         let row = client.query_one(sql, &[&tenant.0, &hold.id]).await?;
         let optional = |column: usize| -> Result<Option<String>, StepError> {
@@ -146,7 +148,8 @@ impl Removal for SignCertificate {
             None => {
                 let payload = self.payload(record, hold, registry).await?;
                 let payload = serde_json::to_string(&payload);
-                let payload = payload.map_err(|error| StepError::Unexpected(format!("writing a certificate: {error}")))?;
+                let payload =
+                    payload.map_err(|error| StepError::Unexpected(format!("writing a certificate: {error}")))?;
                 let envelope = self.sign(payload).await?.to_json()?;
                 deletions::keep_certificate(&*registry.client().await?, tenant, &envelope).await?
             }

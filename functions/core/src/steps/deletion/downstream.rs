@@ -165,7 +165,8 @@ mod tests {
         // Each look lasts 20 s itself.
         let mut looks = (0, 0.0);
         while looks.1 < day.seconds {
-            looks = (looks.0 + 1, looks.1 + 20.0 + f64::from(u32::try_from(day.pause(&after(looks.1))).expect("small")));
+            looks =
+                (looks.0 + 1, looks.1 + 20.0 + f64::from(u32::try_from(day.pause(&after(looks.1))).expect("small")));
         }
         // A look is about ten events of the execution's 25,000.
         assert!((100..300).contains(&looks.0), "{looks:?}");
