@@ -198,7 +198,7 @@ impl Step for Journaled {
         fence::check(&record, &call.actor, self.allowed)?;
         if matches!(call.actor, Actor::Manual(_)) {
             // A person who runs a step wants it run: the journal is written, not believed.
-            let work = self.act(name, &record, &call.actor);
+            let work = Box::pin(self.act(name, &record, &call.actor));
             return act_by_hand(&self.registry, &record, &call.actor, name, work).await;
         }
         let entry = journal::entry(&*self.registry.client().await?, record.tenant.id, name).await?;

@@ -48,7 +48,7 @@ impl Identities {
             match association {
                 Err(error) if self.elsewhere && code(&error) == Some("ResourceNotFoundException") => return Ok(0),
                 association => {
-                    drop(association.map_err(|error| classify("listing Pod Identity associations", &error))?)
+                    drop(association.map_err(|error| classify("listing Pod Identity associations", &error))?);
                 }
             }
             found += 1;

@@ -30,7 +30,7 @@ impl Store for Keys {
         let slug = &subject.tenant.slug;
         let mut left = self.redis.keys(slug).await?;
         let projection = projection(slug);
-        if left.iter().any(|key| *key == projection) {
+        if left.contains(&projection) {
             let standing = redis::cmd("HGET").arg(&projection).arg("standing").to_owned();
             let standing: Option<String> =
                 standing.query_async(&mut self.redis.redis().await?).await.map_err(|error| unreached(&error))?;

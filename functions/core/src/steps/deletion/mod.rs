@@ -66,7 +66,7 @@ impl Step for Deleting {
         let record = registry::read(&*self.registry.client().await?, &call.tenant).await?;
         log_tenant(&record.tenant);
         let hold = deletions::under_way(&*self.registry.client().await?, &record, &call.actor).await?;
-        let work = self.act(name, &record, &hold, &call.actor);
+        let work = Box::pin(self.act(name, &record, &hold, &call.actor));
         if matches!(call.actor, Actor::Manual(_)) {
             return step::act_by_hand(&self.registry, &record, &call.actor, name, work).await;
         }
