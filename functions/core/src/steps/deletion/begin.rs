@@ -8,7 +8,7 @@ use crate::error::{Problem, StepError};
 use crate::postgres::Database;
 use crate::registry::fence::{self, Actor};
 use crate::registry::holds::{self, State};
-use crate::registry::{self, deletions};
+use crate::registry::{self, Record, Selector, deletions};
 use crate::request::tenant_to_delete;
 use crate::step::{Step, log_tenant};
 use crate::steps::takeover::Holders;
@@ -34,8 +34,16 @@ impl BeginDeletion {
         // Twice at most: what was taken over is ours, or another's that is alive.
         for _ in 0..3 {
             let statuses = &[Status::Suspended];
-            let held = fence::hold(&mut *self.registry.client().await?, tenant, execution, statuses).await?;
-            let Some(holder) = held else { return Ok(()) };
+            let held = fence::hold(&mut *self.registry.client().await?, tenant, execution, statuses).await;
+            let holder = match held {
+                Ok(None) => return Ok(()),
+                Ok(Some(holder)) => holder,
+                Err(error) => {
+                    // Since it was looked at, another execution may have ended what this one would have begun.
+                    let now = registry::read(&*self.registry.client().await?, &Selector::Id(tenant)).await?;
+                    return Err(if now.tenant.status == Status::Deprovisioned { is_deleted(&now) } else { error });
+                }
+            };
             match self.holders.take_over(&self.registry, tenant, &holder, execution).await {
                 Err(StepError::Superseded(text)) => return Err(self.running(tenant, &holder, text).await?),
                 taken => taken?,
@@ -68,6 +76,10 @@ impl BeginDeletion {
     }
 }
 
+fn is_deleted(record: &Record) -> StepError {
+    StepError::Superseded(format!("tenant {} ({}) is deleted already", record.tenant.slug, record.tenant.id))
+}
+
 #[async_trait]
 impl Step for BeginDeletion {
     async fn run(&self, _name: &'static str, input: &Value) -> Result<Value, StepError> {
@@ -86,7 +98,7 @@ impl Step for BeginDeletion {
             }]));
         };
         if record.tenant.status == Status::Deprovisioned {
-            return Err(StepError::Superseded(format!("tenant {} ({id}) is deleted already", record.tenant.slug)));
+            return Err(is_deleted(&record));
         }
         self.take_fence(id, execution).await?;
         if let Err(error) = self.take_hold(id, execution).await {
