@@ -30,6 +30,15 @@ use tenantry_core::resource::{self, Freezable, Resource};
 use tenantry_core::step::{Action, Step};
 use tenantry_core::steps::coming_back::{CancelHold, StopWaiting};
 use tenantry_core::steps::compensation::ReleaseTenant;
+use tenantry_core::steps::deletion::access::RetireAccess;
+use tenantry_core::steps::deletion::begin::BeginDeletion;
+use tenantry_core::steps::deletion::cache::InvalidateCache;
+use tenantry_core::steps::deletion::certificate::SignCertificate;
+use tenantry_core::steps::deletion::downstream::AskDownstream;
+use tenantry_core::steps::deletion::drain::DrainBucket;
+use tenantry_core::steps::deletion::forget::ForgetBilling;
+use tenantry_core::steps::deletion::scan::{CountTenant, ScanTenant};
+use tenantry_core::steps::deletion::{Deleting, Removal};
 use tenantry_core::steps::explain::ExplainTenant;
 use tenantry_core::steps::follow_billing::FollowBilling;
 use tenantry_core::steps::offboarding::BeginOffboarding;
@@ -51,6 +60,7 @@ use uuid::Uuid;
 
 use crate::contract::permissions::allowed;
 use crate::contract::{Contract, repository};
+use crate::deletion::{begun_by_nobody, condemn};
 use crate::identity::loosen;
 use crate::machine::sign_up;
 use crate::registry::registered;
@@ -92,8 +102,11 @@ const UNSEEN: &[(&str, &str)] = &[
     ("SweepHoldsFunction", "states:DescribeExecution"),
     ("SweepHoldsFunction", "states:StartExecution"),
     ("SweepHoldsFunction", "ses:SendEmail"),
+    ("CountTenantFunction", "eks:DescribeCluster"),
+    ("ScanTenantFunction", "eks:DescribeCluster"),
     // Where a function's failures go is written to by Lambda, with the function's role.
     ("RecoverExecutionFunction", "sqs:SendMessage"),
+    ("ConfirmDeletionFunction", "sqs:SendMessage"),
     // New buckets of the emulator are encrypted, as those of S3 are: this mends one that is not any more.
     ("CreateBucketFunction", "s3:PutEncryptionConfiguration"),
     // A secret that was scheduled for deletion, or whose password no longer logs in.
@@ -113,6 +126,7 @@ const NAMED_OTHERWISE: &[(&str, &[&str])] = &[
     ("s3:GetPublicAccessBlock", &["s3:GetBucketPublicAccessBlock"]),
     ("s3:DeleteObjects", &["s3:DeleteObject", "s3:DeleteObjectVersion"]),
     ("s3:HeadBucket", &["s3:ListBucket"]),
+    ("s3:ListBuckets", &["s3:ListAllMyBuckets"]),
     ("s3:ListMultipartUploads", &["s3:ListBucketMultipartUploads"]),
     ("s3:ListObjectVersions", &["s3:ListBucketVersions"]),
     ("s3:PutBucketEncryption", &["s3:PutEncryptionConfiguration"]),
@@ -277,6 +291,7 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     asked.extend(Box::pin(calls(run(&ReleaseTenant::from_env(env)?, &release))).await?);
     seen.insert("ReleaseTenantFunction", asked);
     fill(&world.s3(), &tenant.bucket()).await?;
+    Box::pin(deleted(world, own_server, &mut seen)).await?;
     loosen(&aws_sdk_iam::Client::new(&env.aws), &tenant.role()).await?;
     seen.insert("RemoveConfigFunction", calls(removed(&config, tenant)).await?);
     seen.insert("RemoveDnsRecordFunction", calls(removed(&dns, tenant)).await?);
@@ -352,6 +367,68 @@ async fn leave_and_return(world: &World, seen: &mut BTreeMap<&'static str, BTree
     let told = async { Ok(mail.send_farewell(&tenant, &owner, None, OffsetDateTime::now_utc()).await?) };
     seen.insert("NotifyOwnerFunction", Box::pin(calls(told)).await?);
     Ok(())
+}
+
+/// What the steps of a deletion were seen to call: a tenant with a server of its own, and something in every store.
+async fn deleted(world: &World, tenant: &Tenant, seen: &mut BTreeMap<&'static str, BTreeSet<String>>) -> Result<()> {
+    let cloudfront = aws_sdk_cloudfront::Client::new(&world.env.aws);
+    let env = &world.env.clone().with("DISTRIBUTION_ID", &distribution(&cloudfront).await?);
+    let (identity, bucket, queue) = (Identity::from_env(env)?, Bucket::from_env(env)?, Queue::from_env(env));
+    for resource in [&identity as &dyn Resource, &bucket, &queue, &Billing::from_env(env)?] {
+        resource.ensure(tenant).await?;
+    }
+    fill(&world.s3(), &tenant.bucket()).await?;
+    let registry = world.registry().await?;
+    for status in ["provisioning", "active", "suspended"] {
+        let sql = "UPDATE tenants SET status = $2::text::tenant_status, execution = NULL, execution_since = NULL WHERE id = $1";
+        registry.execute(sql, &[&tenant.id.0, &status]).await?;
+    }
+    condemn(world, tenant).await?;
+    let nobody = begun_by_nobody(world, tenant).await?;
+    let next = nobody.replace(":delete-tenant:", ":delete-tenant:next-");
+    let begin = json!({"request": {"tenant_id": tenant.id}, "execution": next});
+    seen.insert("BeginDeletionFunction", calls(run(&BeginDeletion::from_env(env)?, &begin)).await?);
+    let call = &json!({"tenant_id": tenant.id, "execution": next});
+    let step = |removal: Box<dyn Removal>| async move {
+        let step = Deleting::by(env, removal)?;
+        Box::pin(calls(run(&*step, call))).await
+    };
+    seen.insert("CountTenantFunction", step(Box::new(CountTenant::from_env(env)?)).await?);
+    seen.insert("ScanTenantFunction", step(Box::new(ScanTenant::from_env(env)?)).await?);
+    seen.insert("RetireAccessFunction", step(Box::new(RetireAccess::from_env(env)?)).await?);
+    seen.insert("InvalidateCacheFunction", step(Box::new(InvalidateCache::from_env(env)?)).await?);
+    seen.insert("DrainBucketFunction", step(Box::new(DrainBucket::from_env(env)?)).await?);
+    seen.insert("AskDownstreamFunction", step(Box::new(AskDownstream::from_env(env)?)).await?);
+    seen.insert("ForgetBillingFunction", step(Box::new(ForgetBilling::from_env(env)?)).await?);
+    // As if all were gone: what is certified is not what this test is about.
+    registry.execute("UPDATE deletions SET clean = true WHERE tenant_id = $1", &[&tenant.id.0]).await?;
+    seen.insert("SignCertificateFunction", step(Box::new(SignCertificate::from_env(env)?)).await?);
+    for resource in [&identity as &dyn Resource, &bucket, &queue] {
+        resource.remove(tenant).await?;
+    }
+    Ok(())
+}
+
+/// A distribution, and its id.
+async fn distribution(cloudfront: &aws_sdk_cloudfront::Client) -> Result<String> {
+    use aws_sdk_cloudfront::types::{
+        DefaultCacheBehavior, DistributionConfig, Origin, Origins, S3OriginConfig, ViewerProtocolPolicy,
+    };
+    let plain = S3OriginConfig::builder().origin_access_identity("").build();
+    let origin = Origin::builder().id("files").domain_name("files.s3.amazonaws.com").s3_origin_config(plain).build()?;
+    let behavior = DefaultCacheBehavior::builder()
+        .target_origin_id("files")
+        .viewer_protocol_policy(ViewerProtocolPolicy::HttpsOnly)
+        .build()?;
+    let config = DistributionConfig::builder()
+        .caller_reference(Uuid::new_v4().to_string())
+        .comment("tenants' files")
+        .enabled(true)
+        .origins(Origins::builder().quantity(1).items(origin).build()?)
+        .default_cache_behavior(behavior)
+        .build()?;
+    let made = cloudfront.create_distribution().distribution_config(config).send().await?;
+    Ok(made.distribution.map(|made| made.id).unwrap_or_default())
 }
 
 /// A tenant that is to have a server of its own.

@@ -92,6 +92,7 @@ cases! {
     api::AUTHORIZERS_ARE_NOT_REMEMBERED: "what an authorizer decides is kept by nobody, and only API Gateway may ask it",
     api::REFUSALS_ARE_PROBLEMS: "an API's refusals are the gate's own problem documents, from its first deployment on",
     stack::DATA_IS_KEPT: "tables are retained, encrypted and recoverable",
+    stack::CERTIFICATES_ARE_KEPT: "certificates of deletion outlive the stack, and nobody replaces one",
     permissions::ROLES_ARE_THEIR_OWN: "every function has a role of its own",
     permissions::NO_WILDCARDS: "no role has a wildcard action, nor a wildcard resource without a reason",
     permissions::TENANTS_ROLES_ARE_BOUNDED: "roles are made only for tenants, and only with the boundary",

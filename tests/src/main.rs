@@ -13,6 +13,7 @@ mod calls;
 mod compensation;
 mod contract;
 mod database;
+mod deletion;
 mod dns;
 mod explain;
 mod faults;
@@ -25,6 +26,7 @@ mod machine;
 mod mail;
 mod matrix;
 mod namespace;
+mod neighbour;
 mod offboarding;
 mod plan_change;
 mod provisioning;
@@ -99,12 +101,18 @@ const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("plan_change", plan_change::CASES),
     ("seats", seats::CASES),
     ("storage", storage::CASES),
+    ("deletion", deletion::CASES),
     ("logs", logs::CASES),
     ("matrix", matrix::CASES),
 ];
 /// Cases that compare the whole stack before and after: no other runs meanwhile.
 const ALONE: &[(&str, &[(&str, Case)])] =
-    &[("bad_input", bad_input::CASES), ("sweep", sweep::ALONE), ("offboarding", offboarding::ALONE)];
+    &[
+        ("bad_input", bad_input::CASES),
+        ("sweep", sweep::ALONE),
+        ("offboarding", offboarding::ALONE),
+        ("deletion", deletion::ALONE),
+    ];
 
 /// A case that runs longer hangs.
 const CASE_PATIENCE: Duration = Duration::from_secs(1200);

@@ -6,6 +6,7 @@
 pub mod aws;
 pub mod billing_event;
 pub mod capacity;
+pub mod certificate;
 pub mod dns_check;
 pub mod eks_token;
 pub mod environment;
@@ -19,6 +20,7 @@ pub mod postgres;
 pub mod registry;
 pub mod request;
 pub mod resource;
+pub mod scan;
 pub mod step;
 pub mod steps;
 pub mod stripe;

@@ -358,6 +358,107 @@ pub fn tenant_asked_about(document: &Value) -> Result<Selector, StepError> {
     tenant.filter(|_| problems.is_empty()).ok_or(StepError::InvalidRequest(problems))
 }
 
+/// Reads what delete-tenant was started with, and who carries it out: `{"request": {"tenant_id" or "slug"}, "execution"}`; by hand,
+/// all in one object.
+///
+/// # Errors
+/// `InvalidRequest` with every problem.
+pub fn tenant_to_delete(document: &Value) -> Result<(Selector, Actor), StepError> {
+    let mut outer = Fields::of("", document)?;
+    let actor = outer.required("execution", name::<Actor>);
+    let mut request = outer.request()?;
+    let tenant = selector(&mut request);
+    let mut problems = outer.finish();
+    problems.extend(request.finish());
+    match (tenant, actor) {
+        (Some(tenant), Some(actor)) if problems.is_empty() => Ok((tenant, actor)),
+        _ => Err(StepError::InvalidRequest(problems)),
+    }
+}
+
+/// A downstream system's `tenant.deletion_confirmed`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Confirmation {
+    /// Whose data was deleted.
+    pub tenant: TenantId,
+    /// The system's name, as it is registered.
+    pub system: String,
+    /// How many records were deleted, if the system says so.
+    pub records: Option<i64>,
+}
+
+impl Confirmation {
+    /// Reads the event's detail.
+    ///
+    /// # Errors
+    /// `InvalidRequest` with every problem.
+    pub fn parse(document: &Value) -> Result<Self, StepError> {
+        let mut fields = Fields::of("", document)?;
+        let tenant = fields.required("tenant_id", name::<TenantId>);
+        let system = fields.required("system", system_name);
+        let records = fields.optional("records", |value| {
+            value.as_i64().filter(|number| *number >= 0).ok_or("must be a number of records, from 0")
+        });
+        let problems = fields.finish();
+        match (tenant, system, records) {
+            (Some(tenant), Some(system), Some(records)) if problems.is_empty() => {
+                Ok(Confirmation { tenant, system, records })
+            }
+            _ => Err(StepError::InvalidRequest(problems)),
+        }
+    }
+}
+
+/// An operator's wish to have a system asked about every tenant that is deleted, or not asked any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DownstreamSystem {
+    /// Its name.
+    pub name: String,
+    /// What kind of system it is, such as `search-index`.
+    pub kind: String,
+    /// Whether it is not asked any more.
+    pub retire: bool,
+    /// Who wants it.
+    pub actor: String,
+}
+
+impl DownstreamSystem {
+    /// Reads `{"name", "kind", "retire", "execution": "manual:<who>"}`.
+    ///
+    /// # Errors
+    /// `InvalidRequest` with every problem.
+    pub fn parse(document: &Value) -> Result<Self, StepError> {
+        let mut fields = Fields::of("", document)?;
+        let called = fields.required("name", system_name);
+        let kind = fields.required("kind", system_name);
+        let retire = fields.optional("retire", boolean).map(Option::unwrap_or_default);
+        let actor = fields.required("execution", |value| match name::<Actor>(value) {
+            Ok(Actor::Manual(who)) => Ok(who),
+            Ok(Actor::Execution(_)) => Err("must be manual:<who>: only a person registers a system"),
+            Err(rule) => Err(rule),
+        });
+        let problems = fields.finish();
+        match (called, kind, retire, actor) {
+            (Some(name), Some(kind), Some(retire), Some(actor)) if problems.is_empty() => {
+                Ok(DownstreamSystem { name, kind, retire, actor })
+            }
+            _ => Err(StepError::InvalidRequest(problems)),
+        }
+    }
+}
+
+/// The name of a downstream system, or of a kind of them.
+fn system_name(value: &Value) -> Result<String, &'static str> {
+    let plain = |text: &&str| {
+        (2..=63).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+            && text.starts_with(|first: char| first.is_ascii_lowercase())
+            && !text.ends_with('-')
+    };
+    let text = value.as_str().filter(plain).map(str::to_owned);
+    text.ok_or("must be 2 to 63 lower-case letters, digits and hyphens, beginning with a letter")
+}
+
 /// The one tenant that a document names.
 pub(crate) fn selector(fields: &mut Fields) -> Option<Selector> {
     let id = fields.optional("tenant_id", name::<TenantId>);

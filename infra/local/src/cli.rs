@@ -2,6 +2,7 @@
 
 mod bench;
 mod bench_gate;
+mod certificate;
 mod failure;
 mod gate;
 
@@ -75,6 +76,15 @@ enum Command {
         /// The execution's name or ARN.
         execution: String,
     },
+    /// Verifies a certificate of deletion, offline. Exits with 3 for another key, 4 where something was changed, 5 where it is no
+    /// certificate.
+    VerifyCertificate {
+        /// The certificate, as get-certificate gives it or as it is in its bucket.
+        file: PathBuf,
+        /// SHA-256 of the public key that must have signed it (of its DER form), in hexadecimal.
+        #[arg(long)]
+        key: String,
+    },
     /// Runs a program until it ends or our standard input does.
     #[command(hide = true)]
     Guard {
@@ -96,6 +106,8 @@ pub fn run() -> ExitCode {
     let result = match cli.command {
         // Needs no runtime, and runs once a process of the stack.
         Command::Guard { user, interrupt, program } => guard::watch(&program, user.as_deref(), interrupt),
+        // Reads a file, and nothing else of the checkout.
+        Command::VerifyCertificate { file, key } => certificate::verify(&file, &key, cli.json),
         command => act(command, cli.json),
     };
     result.unwrap_or_else(|error| {
@@ -123,7 +135,7 @@ fn act(command: Command, json: bool) -> Result<ExitCode> {
             Command::Provision { file } => return provision(&root, &file, json).await,
             Command::Logs { execution } => logs(&root, &execution, json).await?,
             Command::Supervise => Box::pin(supervisor::supervise(&root, json)).await?,
-            Command::Guard { .. } => bail!("guard needs no runtime"),
+            Command::Guard { .. } | Command::VerifyCertificate { .. } => bail!("this needs no runtime"),
         }
         Ok(ExitCode::SUCCESS)
     })

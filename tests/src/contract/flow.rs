@@ -41,7 +41,7 @@ const KEPT_ANSWERS: &[&str] = &[
     "$.Payload.status",
     "$.Payload.expires_at",
     "$.Payload.parts",
-    "$.Payload.drained",
+    "$.Payload.seconds",
 ];
 /// The states that no execution holds the tenant in, and that may be given what the machine was started with.
 const UP_TO_THE_FENCE: &[&str] =

@@ -8,7 +8,8 @@ use tenantry_core::error::StepError;
 use tenantry_core::registry::fence::Actor;
 use tenantry_core::request::quotas::{OverrideCall, SeatCall, UploadCall, UsageCall};
 use tenantry_core::request::{
-    HoldExtension, Leaving, Payment, PlanChangeCall, ProtectionCall, SignUp, StepCall, SuspensionCall,
+    Confirmation, DownstreamSystem, HoldExtension, Leaving, Payment, PlanChangeCall, ProtectionCall, SignUp, StepCall,
+    SuspensionCall,
 };
 use tenantry_core::tenant::{Isolation, LeaveReason, Metered, Plan, Reason, Region};
 use tenantry_local::stripe_events::BUS;
@@ -79,6 +80,8 @@ fn accepted(step: &str, input: &Value, slug: &Value) -> Result<(), String> {
             SuspensionCall::parse(input).map_err(refused)?;
             holds(input["request"]["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
         }
+        "confirm-deletion" => Confirmation::parse(input).map(drop).map_err(refused),
+        "register-downstream" => DownstreamSystem::parse(input).map(drop).map_err(refused),
         "begin-plan-change" => {
             PlanChangeCall::parse(input).map_err(refused)?;
             holds(input["request"]["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
@@ -362,6 +365,16 @@ fn sent(event_type: &str) -> Vec<Value> {
             .map(|(plan, reason, (kind, exported))| {
                 event(json!({"plan": plan, "reason": reason, "kind": kind, "exported": exported}))
             })
+            .collect(),
+        "tenant.deletion_requested" => plans()
+            .flat_map(|plan| [json!([]), json!(["search", "warehouse"])].map(|systems| (plan, systems)))
+            .map(|(plan, systems)| {
+                event(json!({"plan": plan, "systems": systems, "respond_by": "2026-11-25T08:00:00.5Z"}))
+            })
+            .collect(),
+        "tenant.deleted" => plans()
+            .flat_map(|plan| ["offboarding", "erasure"].map(|kind| (plan, kind)))
+            .map(|(plan, kind)| event(json!({"plan": plan, "kind": kind, "reason": "customer_request"})))
             .collect(),
         "tenant.quota_warning" | "tenant.quota_exceeded" => plans()
             .flat_map(|plan| Metered::ALL.iter().map(move |resource| (plan, resource)))

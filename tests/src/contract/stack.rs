@@ -36,8 +36,10 @@ fn keeps_logs(contract: &Contract, group: &Value) -> bool {
 const FOR_CALLERS: &[&str] = &[
     "ExplainTenantFunction",
     "ExtendHoldFunction",
+    "GetCertificateFunction",
     "IssueUploadFunction",
     "ReadUsageFunction",
+    "RegisterDownstreamFunction",
     "ReleaseSeatFunction",
     "ReserveSeatFunction",
     "RevokeLinkFunction",
@@ -394,6 +396,43 @@ pub(super) const DATA_IS_KEPT: Rule = Rule {
         }),
         ("a table that anyone can delete", |contract| {
             remove(contract.properties("ConfigTable"), "DeletionProtectionEnabled");
+        }),
+    ],
+};
+
+pub(super) const CERTIFICATES_ARE_KEPT: Rule = Rule {
+    check: |contract| {
+        let (bucket, key) =
+            (&contract.template["Resources"]["CertificatesBucket"], &contract.template["Resources"]["CertificateKey"]);
+        let (kept, signs) = (&bucket["Properties"], &key["Properties"]);
+        let encryption = &kept["BucketEncryption"]["ServerSideEncryptionConfiguration"][0];
+        let closed = ["BlockPublicAcls", "BlockPublicPolicy", "IgnorePublicAcls", "RestrictPublicBuckets"];
+        let conditions = [
+            (is_retained(bucket) && is_retained(key), "certificates and their key must be retained"),
+            (signs["KeySpec"] == "ECC_NIST_P256" && signs["KeyUsage"] == "SIGN_VERIFY", "the key must sign with P-256"),
+            (encryption["ServerSideEncryptionByDefault"].is_object(), "certificates must be encrypted"),
+            (kept["VersioningConfiguration"]["Status"] == "Enabled", "no certificate may replace another"),
+            (
+                closed.iter().all(|block| kept["PublicAccessBlockConfiguration"][block] == true),
+                "certificates must not be public",
+            ),
+        ];
+        conditions.iter().filter(|(holds, _)| !holds).map(|(_, rule)| (*rule).to_owned()).collect()
+    },
+    breaches: &[
+        ("a key that goes with the stack", |contract| {
+            remove(&mut contract.template["Resources"]["CertificateKey"], "DeletionPolicy");
+        }),
+        ("a key that encrypts", |contract| {
+            contract.properties("CertificateKey")["KeyUsage"] = json!("ENCRYPT_DECRYPT")
+        }),
+        ("certificates in the clear", |contract| remove(contract.properties("CertificatesBucket"), "BucketEncryption")),
+        ("certificates that are replaced", |contract| {
+            remove(contract.properties("CertificatesBucket"), "VersioningConfiguration");
+        }),
+        ("certificates that anybody reads", |contract| {
+            contract.properties("CertificatesBucket")["PublicAccessBlockConfiguration"]["BlockPublicPolicy"] =
+                json!(false);
         }),
     ],
 };

@@ -12,6 +12,7 @@ use crate::environment::Environment;
 use crate::error::{Problem, StepError};
 use crate::postgres::Database;
 use crate::registry::billing::{self, Account};
+use crate::registry::deletions::Billed;
 use crate::registry::{billing_state, contacts};
 use crate::resource::{Inspection, Resource};
 use crate::stripe::{Stripe, marked};
@@ -78,6 +79,32 @@ impl Billing {
         let mut all = stripe.list("/v1/subscriptions", &[("customer", customer), ("status", "all")]).await?;
         all.retain(|subscription| marked(subscription, OWNER_TAG, &tenant.id.to_string()));
         Ok(all)
+    }
+
+    /// Ends what is left of the tenant's subscriptions and deletes its customers, and with them what Stripe keeps of its people. Gives
+    /// nothing back: offboarding has. An adopted customer stays. Returns how many were deleted; again finds none.
+    ///
+    /// # Errors
+    /// As Stripe answers.
+    pub async fn erase(&self, tenant: &Tenant, billed: &Billed) -> Result<usize, StepError> {
+        let Some(stripe) = &self.stripe else { return Ok(0) };
+        let mut account = self.account(tenant).await?;
+        // The registry forgets them before all is done; the deletion does not.
+        account.customer = account.customer.or_else(|| billed.customer.clone());
+        account.adopted |= billed.adopted;
+        let mut deleted = 0;
+        for customer in self.customers(stripe, tenant, &account).await? {
+            for subscription in self.subscriptions(stripe, tenant, &customer).await? {
+                if !is_over(&subscription) {
+                    stripe.delete(&format!("/v1/subscriptions/{}", text(&subscription, "id")?)).await?;
+                }
+            }
+            if !account.adopted {
+                stripe.delete(&format!("/v1/customers/{customer}")).await?;
+                deleted += 1;
+            }
+        }
+        Ok(deleted)
     }
 
     async fn ensure_customer(&self, stripe: &Stripe, tenant: &Tenant, account: &Account) -> Result<String, StepError> {
@@ -289,7 +316,8 @@ fn given_back(refunds: &[Value]) -> i64 {
     refunds.iter().filter(stands).filter_map(|one| one["amount"].as_i64()).sum()
 }
 
-fn is_over(subscription: &Value) -> bool {
+/// Whether a subscription has ended for good.
+pub(crate) fn is_over(subscription: &Value) -> bool {
     subscription["status"].as_str().is_some_and(|status| OVER.contains(&status))
 }
 

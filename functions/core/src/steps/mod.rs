@@ -5,6 +5,7 @@ pub mod activation;
 pub mod authorize;
 pub mod coming_back;
 pub mod compensation;
+pub mod deletion;
 pub mod dns;
 pub mod explain;
 pub mod follow_billing;

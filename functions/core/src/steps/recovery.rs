@@ -66,7 +66,19 @@ impl Recovery {
         let tenant = record.tenant.id;
         let name = format!("recover-{}{round}", Uuid::new_v5(&Uuid::NAMESPACE_URL, ended.as_bytes()));
         let own = self.finishing_machines.iter().find(|arn| machine(arn) == machine(ended));
-        let action = if status == ExecutionStatus::Aborted.as_str() && own.is_none() {
+        let stopped = status == ExecutionStatus::Aborted.as_str();
+        let deletes = own.and_then(|arn| machine(arn)).is_some_and(|name| name.ends_with("delete-tenant"));
+        let action = if stopped && deletes {
+            // Nothing comes back from a deletion: it is not cancelled, and somebody wanted it to stop.
+            tracing::error!(needs_operator = true, "the tenant is flagged: its deletion was stopped");
+            let message = format!(
+                "execution {ended} was stopped half-way: what is deleted is gone. Start delete-tenant again with \
+                 {{\"tenant_id\": \"{tenant}\"}} to go on"
+            );
+            let failure = Failure { error: status.to_owned(), message };
+            fence::flag(&mut *self.registry.client().await?, tenant, ended, &failure).await?;
+            "flag"
+        } else if stopped && own.is_none() {
             // Stopping an execution is how an operator cancels it.
             self.start_provisioning(&name, tenant, "compensate").await?;
             "compensate"

@@ -26,7 +26,7 @@ impl BucketLifecycle {
     /// # Errors
     /// `Misconfigured` when it is missing.
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
-        Ok(BucketLifecycle { s3: client(env), account: env.required("ACCOUNT_ID")? })
+        Ok(BucketLifecycle { s3: crate::aws::s3(&env.aws), account: env.required("ACCOUNT_ID")? })
     }
 
     /// The rules as they are and as they are to be.

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::schema::OwnSchema;
 use super::secret::{self, LoginSecret};
-use super::{Inspection, missing};
+use super::{Inspection, missing, role};
 use crate::aws::{classify, code};
 use crate::environment::Environment;
 use crate::error::StepError;
@@ -142,6 +142,20 @@ impl Dedicated {
         }
         client.batch_execute(&format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC")).await?;
         Ok(())
+    }
+
+    /// Keeps the tenant's role from logging in, and ends its sessions, while the instance answers; returns whether there is such a
+    /// role. `server` is the tenant's database on it.
+    pub(super) async fn retire(&self, tenant: &Tenant, server: &Database) -> Result<bool, StepError> {
+        let Found::Ours(instance) = self.find(tenant).await? else { return Ok(false) };
+        if place(tenant, &instance).is_none()
+            || !matches!(self.master.find(tenant).await?, secret::Found::Ours(Some(_)))
+        {
+            return Ok(false);
+        }
+        let retired = role::retire_if_ours(&mut *server.client().await?, tenant).await;
+        server.close().await;
+        retired
     }
 
     /// Removes what is on the instance, the instance with its backups and snapshots, and the master's login.

@@ -95,6 +95,26 @@ impl TenantDatabase {
         Ok(self.connect_to(&placed.secret).await)
     }
 
+    /// Keeps the tenant's own role from logging in, and ends its sessions; returns whether there is such a role. One that shares the
+    /// product's role has none.
+    ///
+    /// # Errors
+    /// `Transient` when sessions do not end, or the server cannot be reached.
+    pub async fn retire(&self, tenant: &Tenant) -> Result<bool, StepError> {
+        match tenant.isolation {
+            Isolation::Shared => Ok(false),
+            Isolation::Schema => {
+                let placed = placement::placed(&*self.registry.client().await?, tenant).await?;
+                let Some(placed) = placed else { return Ok(false) };
+                let server = self.connect_to(&placed.secret).await;
+                role::retire_if_ours(&mut *server.client().await?, tenant).await
+            }
+            Isolation::Database => {
+                self.dedicated().retire(tenant, &*self.connect_to(&tenant.server_secret()).await).await
+            }
+        }
+    }
+
     /// The database that a secret leads to. The registry's own server is the registry's connection: a function needs but one.
     async fn connect_to(&self, secret: &str) -> Arc<Database> {
         if secret == self.registry_secret {

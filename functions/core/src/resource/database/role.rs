@@ -195,6 +195,15 @@ pub(super) async fn retire(client: &mut Client, tenant: &Tenant) -> Result<(), S
     }
 }
 
+/// As [`retire`], where the role is there and the tenant's; returns whether it is.
+pub(super) async fn retire_if_ours(client: &mut Client, tenant: &Tenant) -> Result<bool, StepError> {
+    let ours = matches!(find(&*client, tenant).await?, Found::Ours(_));
+    if ours {
+        retire(client, tenant).await?;
+    }
+    Ok(ours)
+}
+
 /// Drops the role. Its grants must be gone, with the objects they were on.
 pub(super) async fn drop(client: &mut Client, tenant: &Tenant) -> Result<(), StepError> {
     let name = tenant.database_role();

@@ -75,10 +75,7 @@ impl OwnSchema {
     pub(super) async fn remove(&self, tenant: &Tenant) -> Result<(), StepError> {
         {
             let mut client = self.server.client().await?;
-            let role_is_ours = matches!(role::find(&*client, tenant).await?, role::Found::Ours(_));
-            if role_is_ours {
-                role::retire(&mut client, tenant).await?;
-            }
+            let role_is_ours = role::retire_if_ours(&mut client, tenant).await?;
             if matches!(find(&*client, tenant).await?, Found::Ours | Found::HalfRemoved) {
                 drop_schema(&mut client, tenant).await?;
             }
