@@ -78,7 +78,7 @@ async fn uploads(s3: &Client, bucket: &str) -> Result<Vec<(String, String)>, Ste
 }
 
 /// A key as it was given. The answer says whether it encodes; not every S3 does when asked.
-fn decoded(key: &str, encoding: Option<&EncodingType>) -> String {
+pub(crate) fn decoded(key: &str, encoding: Option<&EncodingType>) -> String {
     if encoding == Some(&EncodingType::Url) { percent_decoded(key) } else { key.to_owned() }
 }
 

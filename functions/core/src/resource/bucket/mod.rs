@@ -13,6 +13,7 @@ use aws_sdk_s3::types::{
     ServerSideEncryption, ServerSideEncryptionByDefault, ServerSideEncryptionConfiguration, ServerSideEncryptionRule,
     Tag, VersioningConfiguration,
 };
+pub(crate) use empty::decoded;
 use serde_json::{Value, json};
 
 use crate::aws::{classify, code};
@@ -69,10 +70,8 @@ impl Bucket {
     /// function that writes it.
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
         env.required("STACK_ROLE_ARNS")?;
-        // Only AWS resolves a host name per bucket; an endpoint given by hand has the bucket in the path.
-        let config = aws_sdk_s3::config::Builder::from(&env.aws).force_path_style(env.aws.endpoint_url().is_some());
         Ok(Bucket {
-            s3: Client::from_conf(config.build()),
+            s3: crate::aws::s3(&env.aws),
             account: env.required("ACCOUNT_ID")?,
             stack_roles: env.list("STACK_ROLE_ARNS"),
         })
