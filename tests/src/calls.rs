@@ -82,6 +82,8 @@ const UNSEEN: &[(&str, &str)] = &[
     // A secret that was scheduled for deletion, or whose password no longer logs in.
     ("CreateDatabaseFunction", "secretsmanager:PutSecretValue"),
     ("CreateDatabaseFunction", "secretsmanager:RestoreSecret"),
+    // What somebody downloads is signed with the role, and read by them.
+    ("DownloadExportFunction", "s3:GetObject"),
     // The stack names its own name server instead.
     ("VerifyDnsRecordFunction", "route53:GetHostedZone"),
 ];
@@ -92,6 +94,11 @@ const NAMED_OTHERWISE: &[(&str, &[&str])] = &[
     ("s3:GetBucketEncryption", &["s3:GetEncryptionConfiguration"]),
     ("s3:GetBucketLifecycleConfiguration", &["s3:GetLifecycleConfiguration"]),
     ("s3:GetPublicAccessBlock", &["s3:GetBucketPublicAccessBlock"]),
+    ("s3:CreateMultipartUpload", &["s3:PutObject"]),
+    ("s3:UploadPart", &["s3:PutObject"]),
+    ("s3:CompleteMultipartUpload", &["s3:PutObject"]),
+    ("s3:HeadObject", &["s3:GetObject"]),
+    ("s3:ListObjectsV2", &["s3:ListBucket"]),
     ("s3:DeleteObjects", &["s3:DeleteObject", "s3:DeleteObjectVersion"]),
     ("s3:HeadBucket", &["s3:ListBucket"]),
     ("s3:ListMultipartUploads", &["s3:ListBucketMultipartUploads"]),
@@ -192,6 +199,10 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     registry.execute(event, &[&tenant.id.0]).await?;
     seen.insert("PublishEventsFunction", calls(run(&PublishEvents::from_env(env)?, &by_hand)).await?);
 
+    for (function, made) in crate::export::calls_of_an_export(world).await? {
+        seen.insert(function, made);
+    }
+
     // Released too early, it finds everything; then the undos remove it.
     let held = "UPDATE tenants SET status = 'provisioning', execution = $2, execution_since = now() WHERE id = $1";
     let early = execution("early");
@@ -280,7 +291,7 @@ fn execution(name: &str) -> String {
     format!("arn:aws:states:us-east-1:000000000000:execution:provision-tenant:{name}-{}", Uuid::new_v4())
 }
 
-async fn run(step: &dyn Step, input: &Value) -> Result<()> {
+pub async fn run(step: &dyn Step, input: &Value) -> Result<()> {
     step.run("test", input).await?;
     Ok(())
 }
@@ -307,7 +318,7 @@ async fn fill(s3: &aws_sdk_s3::Client, bucket: &str) -> Result<()> {
 }
 
 /// IAM's names of the AWS operations that a future calls, as the SDK's own spans name them.
-async fn calls<T>(work: impl Future<Output = Result<T>>) -> Result<BTreeSet<String>> {
+pub async fn calls<T>(work: impl Future<Output = Result<T>>) -> Result<BTreeSet<String>> {
     let spans = Spans::default();
     work.with_subscriber(tracing_subscriber::registry().with(spans.clone())).await?;
     let spans = std::mem::take(&mut *spans.0.lock().unwrap_or_else(PoisonError::into_inner));

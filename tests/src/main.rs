@@ -12,6 +12,7 @@ mod contract;
 mod database;
 mod dns;
 mod explain;
+mod export;
 mod faults;
 mod gate;
 mod identity;
@@ -80,6 +81,7 @@ const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("explain", explain::CASES),
     ("triggers", triggers::CASES),
     ("suspension", suspension::CASES),
+    ("export", export::CASES),
     ("gate", gate::CASES),
     ("usage", usage::CASES),
     ("logs", logs::CASES),

@@ -116,7 +116,8 @@ mod tests {
         let token = derive(&key, "invite", one, 1);
         assert_eq!(Token::parse(token.as_str()).as_ref(), Some(&token));
         assert!(derive(&key, "invite", one, 1).is(&token.hash()));
-        for others in [derive(&key, "invite", one, 2), derive(&key, "invite", other, 1), derive(&key, "export", one, 1)] {
+        for others in [derive(&key, "invite", one, 2), derive(&key, "invite", other, 1), derive(&key, "export", one, 1)]
+        {
             assert!(!others.is(&token.hash()));
         }
         for bad in ["", "x", "x.y", &token.as_str()[1..], &format!("{}A", token.as_str())] {

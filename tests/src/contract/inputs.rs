@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use tenantry_core::error::StepError;
 use tenantry_core::registry::fence::Actor;
-use tenantry_core::request::{Payment, SignUp, StepCall, SuspensionCall};
+use tenantry_core::request::{PartCall, Payment, SignUp, StepCall, SuspensionCall};
 use tenantry_core::tenant::{Isolation, Plan, Reason, Region};
 
 use super::template::{each, taken, target};
@@ -65,10 +65,15 @@ fn accepted(step: &str, input: &Value, slug: &Value) -> Result<(), String> {
             holds(input["request"]["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
         }
         "sweep-tenants" | "reconcile-gate" => holds(*input == json!({}), "must be {}, as the schedule sends it"),
-        "accept-invite" => holds(
+        "accept-invite" | "download-export" => holds(
             input["requestContext"]["http"]["method"] == "GET" && input["queryStringParameters"]["token"].is_string(),
             "must be a function URL's request that only looks",
         ),
+        "export-part" => {
+            let call = PartCall::parse(input).map_err(refused)?;
+            holds(matches!(call.actor, Actor::Manual(_)), "must be run as manual:<who>")?;
+            holds(input["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
+        }
         "apply-migrations" => holds(
             input["ResponseURL"].is_null() && input["RequestType"] != "Delete",
             "must have no ResponseURL, which the function would answer to, and not be a deletion, which does nothing",
@@ -254,6 +259,19 @@ fn sent(event_type: &str) -> Vec<Value> {
         "tenant.suspended" | "tenant.reactivated" => plans()
             .flat_map(|plan| Reason::ALL.iter().map(move |reason| (plan, reason)))
             .map(|(plan, reason)| event(json!({"plan": plan, "reason": reason})))
+            .collect(),
+        "tenant.exported" => plans()
+            .map(|plan| {
+                event(json!({
+                    "plan": plan,
+                    "export_id": "5d0f9a5c-9c3e-4d52-8f0a-5b1f6c1d2e06",
+                    "parts": 14,
+                    "tables": 7,
+                    "rows": 1_000_000,
+                    "objects": 0,
+                    "bytes": 123_456_789_012_i64,
+                }))
+            })
             .collect(),
         "tenant.quota_warning" | "tenant.quota_exceeded" => plans()
             .map(|plan| {

@@ -21,7 +21,10 @@ const MANIFEST: &str = "manifest.json";
 /// What the manifest says about what it lists.
 const CONTENTS: &[(&str, &str)] = &[
     ("tables", "every row of every table, as of the suspension; restore.sql restores them with psql"),
-    ("objects", "the current version of every object of the bucket; older versions and deleted objects are not included"),
+    (
+        "objects",
+        "the current version of every object of the bucket; older versions and deleted objects are not included",
+    ),
     ("pieces", "an object that is too large for an archive: its pieces, one after the other, are the object"),
     ("config", "feature flags, rate limits and settings"),
     ("audit", "what was done to the tenant, until the export was planned"),

@@ -8,9 +8,9 @@ use super::parts::{Bounds, Part, Uploaded};
 use super::upload::Upload;
 use super::{COPY_TIMEOUT, Exporter, hold_of, planned, schema, tables};
 use crate::error::StepError;
+use crate::registry::Record;
 use crate::registry::exports::{self, Export, State};
 use crate::registry::fence::Actor;
-use crate::registry::Record;
 use crate::tenant::Tenant;
 
 impl Exporter {
@@ -40,7 +40,13 @@ impl Exporter {
             )));
         }
         let made = self.upload(tenant, &export, &part).await?;
-        tracing::info!(part = number, kind = part.bounds.kind(), bytes = made.bytes, items = made.items, "a part was exported");
+        tracing::info!(
+            part = number,
+            kind = part.bounds.kind(),
+            bytes = made.bytes,
+            items = made.items,
+            "a part was exported"
+        );
         exports::part_done(&mut *self.registry.client().await?, actor, &export, number, &made).await?;
         answer("done")
     }
@@ -111,12 +117,15 @@ impl Exporter {
                 Ok((None, None))
             }
             Bounds::Config => {
-                let config = self.config.as_ref().ok_or_else(|| StepError::Misconfigured("CONFIG_TABLE is not set".into()))?;
+                let config =
+                    self.config.as_ref().ok_or_else(|| StepError::Misconfigured("CONFIG_TABLE is not set".into()))?;
                 upload.write(format!("{:#}\n", Value::Array(config.items(tenant).await?)).as_bytes()).await?;
                 Ok((None, None))
             }
             Bounds::Audit { upto } => Ok((Some(self.audit(tenant, *upto, upload).await?), None)),
-            Bounds::Forgotten { .. } => Err(StepError::Superseded(format!("the export of tenant {} is over", tenant.id))),
+            Bounds::Forgotten { .. } => {
+                Err(StepError::Superseded(format!("the export of tenant {} is over", tenant.id)))
+            }
         }
     }
 

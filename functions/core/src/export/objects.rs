@@ -50,7 +50,8 @@ impl Source<'_> {
         let page = list.set_start_after(after.map(str::to_owned)).send().await;
         let page = page.map_err(|error| classify(&format!("listing bucket {}", self.bucket), &error))?;
         let (encoding, more) = (page.encoding_type().cloned(), page.is_truncated() == Some(true));
-        let listed = page.contents.unwrap_or_default().into_iter().filter_map(|object| listed(&object, encoding.as_ref()));
+        let listed =
+            page.contents.unwrap_or_default().into_iter().filter_map(|object| listed(&object, encoding.as_ref()));
         Ok((listed.collect(), more))
     }
 
@@ -148,7 +149,12 @@ impl Source<'_> {
         Ok(content_type)
     }
 
-    async fn get(&self, key: &str, etag: &str, range: Option<String>) -> Result<(ByteStream, Option<String>), StepError> {
+    async fn get(
+        &self,
+        key: &str,
+        etag: &str,
+        range: Option<String>,
+    ) -> Result<(ByteStream, Option<String>), StepError> {
         // The keys are the tenant's own words: they stay out of our errors.
         let doing = format!("reading an object of bucket {}", self.bucket);
         let get = self.s3.get_object().bucket(self.bucket).key(key).if_match(etag).set_range(range).send().await;

@@ -26,7 +26,8 @@ const MOST_OF_OBJECTS: usize = 1000;
 /// Parts that tables are to come to: their size grows with the tenant, from [`TABLE_PART`] to [`LARGEST_PART`].
 const WANTED_OF_TABLES: i64 = 400;
 /// How archives grow: up to so many of them, each holds so many bytes and so many objects.
-const ARCHIVES: &[(usize, i64, usize)] = &[(300, 512 << 20, 10_000), (600, 1 << 30, 40_000), (MOST_OF_OBJECTS, LARGEST_PART, 100_000)];
+const ARCHIVES: &[(usize, i64, usize)] =
+    &[(300, 512 << 20, 10_000), (600, 1 << 30, 40_000), (MOST_OF_OBJECTS, LARGEST_PART, 100_000)];
 /// An object that is larger is cut into pieces of this size.
 const PIECE: i64 = 1 << 30;
 const POLL: Duration = Duration::from_millis(200);
@@ -139,7 +140,10 @@ impl Exporter {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return Err(StepError::NotReady(format!("bucket {bucket}: {} archives planned, there are more", packing.bulk)));
+                return Err(StepError::NotReady(format!(
+                    "bucket {bucket}: {} archives planned, there are more",
+                    packing.bulk
+                )));
             }
         }
     }
@@ -167,8 +171,11 @@ fn too_large(tenant: &Tenant, what: &str, parts: usize) -> StepError {
 
 /// A table's name inside a file's name. One that would have to be changed gets its place as well, so that no two are the same.
 fn stem(position: usize, table: &str) -> String {
-    let plain: String =
-        table.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c } else { '_' }).take(64).collect();
+    let plain: String = table
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c } else { '_' })
+        .take(64)
+        .collect();
     if plain == table { plain } else { format!("{}-{plain}", position + 1) }
 }
 

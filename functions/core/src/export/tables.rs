@@ -161,12 +161,7 @@ pub(super) async fn columns(reader: &Reader, table: &str) -> Result<Vec<String>,
 }
 
 /// Streams rows as CSV with a header. Returns how many.
-pub(super) async fn copy(
-    reader: &Reader,
-    table: &str,
-    range: &Range,
-    upload: &mut Upload,
-) -> Result<i64, StepError> {
+pub(super) async fn copy(reader: &Reader, table: &str, range: &Range, upload: &mut Upload) -> Result<i64, StepError> {
     let columns = columns(reader, table).await?.join(", ");
     let (name, condition) = (qualified(reader, table), condition(reader, range));
     let sql = format!("COPY (SELECT {columns} FROM {name} t WHERE {condition}) TO STDOUT WITH (FORMAT csv, HEADER)");

@@ -33,7 +33,12 @@ pub(super) struct Upload {
 
 impl Upload {
     /// Begins: what a killed function left under the same key is ended first.
-    pub(super) async fn begin(s3: &Client, bucket: &str, key: String, content_type: &'static str) -> Result<Self, StepError> {
+    pub(super) async fn begin(
+        s3: &Client,
+        bucket: &str,
+        key: String,
+        content_type: &'static str,
+    ) -> Result<Self, StepError> {
         let upload = Upload {
             s3: s3.clone(),
             bucket: bucket.to_owned(),
@@ -63,7 +68,8 @@ impl Upload {
     }
 
     async fn abort(&self, id: Option<&str>) -> Result<(), StepError> {
-        let abort = self.s3.abort_multipart_upload().bucket(&self.bucket).key(&self.key).set_upload_id(id.map(str::to_owned));
+        let abort =
+            self.s3.abort_multipart_upload().bucket(&self.bucket).key(&self.key).set_upload_id(id.map(str::to_owned));
         match abort.send().await {
             Err(error) if code(&error) == Some("NoSuchUpload") => Ok(()),
             aborted => aborted.map(drop).map_err(|error| classify(&self.doing("ending"), &error)),

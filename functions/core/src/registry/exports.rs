@@ -209,7 +209,8 @@ pub async fn part_of(client: &impl GenericClient, export: Uuid, number: i32) -> 
     client.query_opt(&sql, &[&export, &number]).await?.as_ref().map(part).transpose()
 }
 
-const PART: &str = "number, kind, name, source, bounds, bytes, items, sha256, etag, listing, verified_at IS NOT NULL AS verified";
+const PART: &str =
+    "number, kind, name, source, bounds, bytes, items, sha256, etag, listing, verified_at IS NOT NULL AS verified";
 
 fn part(row: &Row) -> Result<Part, StepError> {
     let bounds: Option<serde_json::Value> = row.try_get("bounds")?;
@@ -410,11 +411,7 @@ pub async fn open_link(
 ///
 /// # Errors
 /// When the registry cannot be written.
-pub async fn revoke_links(
-    client: &impl GenericClient,
-    tenant: TenantId,
-    actor: &str,
-) -> Result<Vec<Uuid>, StepError> {
+pub async fn revoke_links(client: &impl GenericClient, tenant: TenantId, actor: &str) -> Result<Vec<Uuid>, StepError> {
     let sql = "WITH revoked AS (
                    UPDATE exports SET revoked_at = now()
                    WHERE tenant_id = $1 AND token_hash IS NOT NULL AND revoked_at IS NULL AND link_expires_at > now()

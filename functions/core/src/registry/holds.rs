@@ -146,18 +146,12 @@ pub async fn latest(client: &impl GenericClient, tenant: TenantId) -> Result<Opt
 ///
 /// # Errors
 /// When the registry cannot be written.
-pub async fn open(
-    transaction: &Transaction<'_>,
-    tenant: TenantId,
-    opening: &Opening<'_>,
-) -> Result<Hold, StepError> {
+pub async fn open(transaction: &Transaction<'_>, tenant: TenantId, opening: &Opening<'_>) -> Result<Hold, StepError> {
     let sql = "INSERT INTO holds (tenant_id, kind, reason, requested_by, ticket, waived_by, execution)
                VALUES ($1, $2, $3, $4, $5, $6, $7)
                ON CONFLICT (tenant_id) WHERE state IN ('exporting', 'held', 'deleting') DO NOTHING";
     let Opening { kind, reason, requested_by, ticket, waived_by, execution } = opening;
-    transaction
-        .execute(sql, &[&tenant.0, &kind.as_str(), reason, requested_by, ticket, waived_by, execution])
-        .await?;
+    transaction.execute(sql, &[&tenant.0, &kind.as_str(), reason, requested_by, ticket, waived_by, execution]).await?;
     let found = open_hold(transaction, tenant).await?;
     found.ok_or_else(|| StepError::Unexpected(format!("tenant {tenant} has no hold after one was opened")))
 }

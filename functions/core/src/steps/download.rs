@@ -106,7 +106,7 @@ impl Step for PublishLink {
         match &call.actor {
             Actor::Execution(execution) => self.publish(&record, execution, &call.actor).await,
             Actor::Manual(_) => {
-                let work = self.renew(&record, &call.actor);
+                let work = Box::pin(self.renew(&record, &call.actor));
                 act_by_hand(&self.registry, &record, &call.actor, name, work).await
             }
         }
@@ -233,7 +233,8 @@ impl DownloadExport {
         let key = export::prefix_of(&export.tenant.to_string(), &export.id.to_string()) + &part.name;
         let get = self.s3.get_object().bucket(&self.bucket).key(key);
         let get = get.response_content_disposition(format!("attachment; filename=\"{}\"", part.name));
-        let signed = get.response_cache_control("no-store").presigned(expiry).await.map_err(|error| unsigned(&error))?;
+        let signed =
+            get.response_cache_control("no-store").presigned(expiry).await.map_err(|error| unsigned(&error))?;
         Ok(signed.uri().to_owned())
     }
 }
@@ -263,9 +264,9 @@ fn listing(parts: &[Part], token: &str) -> Value {
     let mut rows = String::new();
     for part in parts {
         let Some(made) = &part.made else { continue };
-        let _ = write!(
+        let _ = writeln!(
             rows,
-            "<tr><td><a href=\"?token={}&amp;part={}\">{}</a></td><td>{}</td><td><code>{}</code></td></tr>\n",
+            "<tr><td><a href=\"?token={}&amp;part={}\">{}</a></td><td>{}</td><td><code>{}</code></td></tr>",
             escaped(token),
             part.number,
             escaped(&part.name),
@@ -301,6 +302,9 @@ mod tests {
         part.made = Some(Uploaded { bytes: 1, sha256: "ab".into(), etag: String::new(), items: None, listing: None });
         let page = listing(&[part], "t\"><script>");
         let body = page["body"].as_str().expect("a body");
-        assert!(body.contains("&lt;b&gt;&quot;&amp;.csv") && !body.contains("<b>") && !body.contains("<script>"), "{body}");
+        assert!(
+            body.contains("&lt;b&gt;&quot;&amp;.csv") && !body.contains("<b>") && !body.contains("<script>"),
+            "{body}"
+        );
     }
 }
