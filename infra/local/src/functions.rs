@@ -68,6 +68,28 @@ pub fn built() -> Result<PathBuf> {
     Ok(own.parent().context("an executable is in a directory")?.to_path_buf())
 }
 
+/// The most memory, in bytes, that a process of a deployed function ever had, of those that run on this machine. `name` is the
+/// function's whole name.
+///
+/// # Errors
+/// When none runs: it was not called, or its sandbox has ended.
+pub fn peak_memory(name: &str) -> Result<f64> {
+    let marker = format!("AWS_LAMBDA_FUNCTION_NAME={name}\0");
+    let mut most = 0.0_f64;
+    for entry in std::fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let environment = std::fs::read(path.join("environ")).unwrap_or_default();
+        if environment.windows(marker.len()).any(|window| window == marker.as_bytes()) {
+            let status = std::fs::read_to_string(path.join("status")).unwrap_or_default();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+            let kib: Option<f64> = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
+            most = most.max(kib.unwrap_or_default() * 1024.0);
+        }
+    }
+    ensure!(most > 0.0, "no process of {name} runs");
+    Ok(most)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
