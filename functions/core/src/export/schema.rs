@@ -42,10 +42,12 @@ pub(super) async fn constraints(reader: &Reader) -> Result<String, StepError> {
     for row in reader.client.query(CONSTRAINTS, &[&quote_identifier(&reader.schema), &names]).await? {
         let (table, name, definition): (&str, &str, &str) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
         let Some(definition) = unshared(reader, table, definition)? else { continue };
+        // As PostgreSQL names it where there is no such column.
+        let name = if reader.shared.is_some() { name.replacen("_tenant_id", "", 1) } else { name.to_owned() };
         let line = format!(
             "ALTER TABLE {} ADD CONSTRAINT {} {definition};\n",
             quote_identifier(table),
-            quote_identifier(name)
+            quote_identifier(&name)
         );
         if row.try_get(3)? { references.push(line) } else { first.push(line) }
     }

@@ -55,7 +55,7 @@ pub(super) async fn export(stack: &Stack, progress: &Progress) -> Result<usize> 
     let registry = connect(&url).await?;
     let tenant = registry::read(&registry, &Selector::Slug(SLUG.to_owned())).await?.tenant;
     let bench = Bench {
-        lambda: aws_sdk_lambda::Client::new(&aws),
+        lambda: functions::client(&aws),
         s3: emulator::s3(&aws),
         registry,
         exports: stack.output("ExportsBucketName")?.to_owned(),
