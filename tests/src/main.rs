@@ -16,6 +16,7 @@ mod database;
 mod deletion;
 mod dns;
 mod explain;
+mod export;
 mod faults;
 mod forward_auth;
 mod gate;
@@ -94,6 +95,7 @@ const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("triggers", triggers::CASES),
     ("suspension", suspension::CASES),
     ("offboarding", offboarding::CASES),
+    ("export", export::CASES),
     ("gate", gate::CASES),
     ("forward_auth", forward_auth::CASES),
     ("authorizer", authorizer::CASES),

@@ -66,7 +66,10 @@ pub fn actions(call: &Call) -> Vec<String> {
                 }
             }
             ("s3", "DELETE", _) if has("uploadId") => "AbortMultipartUpload",
-            ("s3", "PUT", [_, _, ..]) if queried.iter().all(|one| one == "x-id") => "PutObject",
+            // Of an object: reading it and its head are one action, and so are all the calls that put it there.
+            ("s3", "GET" | "HEAD", [_, _, ..]) => "GetObject",
+            ("s3", "PUT", [_, _, ..]) => "PutObject",
+            ("s3", "POST", [_, _, ..]) if has("uploads") || has("uploadId") => "PutObject",
             _ => "?",
         };
         named.to_owned()

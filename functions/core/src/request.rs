@@ -499,6 +499,38 @@ impl StepCall {
     }
 }
 
+/// What ExportPart gets: a step's input, and which part.
+#[derive(Debug, Clone)]
+pub struct PartCall {
+    /// The tenant.
+    pub tenant: Selector,
+    /// Who is acting.
+    pub actor: Actor,
+    /// The part's number, from 1.
+    pub part: i32,
+}
+
+impl PartCall {
+    /// Reads the step's input.
+    ///
+    /// # Errors
+    /// `InvalidRequest` with every problem.
+    pub fn parse(document: &Value) -> Result<Self, StepError> {
+        let mut fields = Fields::of("", document)?;
+        let tenant = selector(&mut fields);
+        let actor = fields.required("execution", name::<Actor>);
+        let part = fields.required("part", |value| {
+            let number = value.as_i64().and_then(|number| i32::try_from(number).ok()).filter(|number| *number > 0);
+            number.ok_or("must be the number of a part, from 1")
+        });
+        let problems = fields.finish();
+        match (tenant, actor, part) {
+            (Some(tenant), Some(actor), Some(part)) if problems.is_empty() => Ok(PartCall { tenant, actor, part }),
+            _ => Err(StepError::InvalidRequest(problems)),
+        }
+    }
+}
+
 /// Billing's `payment.confirmed`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Payment {

@@ -1,6 +1,7 @@
 //! The command line of the local stack.
 
 mod bench;
+mod bench_export;
 mod bench_gate;
 mod certificate;
 mod failure;
@@ -66,6 +67,9 @@ enum Command {
     /// Boots a stack of its own, and measures the gate beside the raw script, and how soon a suspension is felt.
     #[command(hide = true)]
     BenchGate,
+    /// Boots a stack of its own, and measures exports beside raw COPY and raw GET and PUT.
+    #[command(hide = true)]
+    BenchExport,
     /// Starts the provision-tenant machine with a file's JSON, and follows it.
     Provision {
         /// The machine's input, such as events/provision-tenant.json.
@@ -131,6 +135,7 @@ fn act(command: Command, json: bool) -> Result<ExitCode> {
             Command::Demo => return Box::pin(demo(&root, json, Show::Success)).await,
             Command::DemoFailure => return Box::pin(demo(&root, json, Show::Failure)).await,
             Command::BenchOnboarding => return Box::pin(demo(&root, json, Show::Onboarding)).await,
+            Command::BenchExport => return Box::pin(demo(&root, json, Show::Export)).await,
             Command::BenchGate => return Box::pin(demo(&root, json, Show::Gate)).await,
             Command::Provision { file } => return provision(&root, &file, json).await,
             Command::Logs { execution } => logs(&root, &execution, json).await?,
@@ -281,6 +286,7 @@ enum Show {
     Success,
     Failure,
     Onboarding,
+    Export,
     Gate,
 }
 
@@ -302,6 +308,7 @@ async fn demo(root: &Path, json: bool, what: Show) -> Result<ExitCode> {
                 Show::Success => show(&stack, root, &progress).await,
                 Show::Failure => failure::show(&stack, root, &progress).await,
                 Show::Onboarding => bench::onboarding(&stack, &progress).await,
+                Show::Export => Box::pin(bench_export::export(&stack, &progress)).await,
                 Show::Gate => Box::pin(bench_gate::gate(&stack, &progress)).await,
             }
         } => shown,
@@ -315,6 +322,7 @@ async fn demo(root: &Path, json: bool, what: Show) -> Result<ExitCode> {
     let what = match what {
         Show::Success => "provisioned and seen in every system; one was suspended until it was paid for, and metered",
         Show::Onboarding => "onboarded at once",
+        Show::Export => "exported",
         Show::Gate => "metered",
         Show::Failure => "failed, left nothing behind, and was provisioned once the cause was gone",
     };

@@ -8,8 +8,8 @@ use tenantry_core::error::StepError;
 use tenantry_core::registry::fence::Actor;
 use tenantry_core::request::quotas::{OverrideCall, SeatCall, UploadCall, UsageCall};
 use tenantry_core::request::{
-    Confirmation, DownstreamSystem, HoldExtension, Leaving, Payment, PlanChangeCall, ProtectionCall, SignUp, StepCall,
-    SuspensionCall,
+    Confirmation, DownstreamSystem, HoldExtension, Leaving, PartCall, Payment, PlanChangeCall, ProtectionCall, SignUp,
+    StepCall, SuspensionCall,
 };
 use tenantry_core::tenant::{Isolation, LeaveReason, Metered, Plan, Reason, Region};
 use tenantry_local::stripe_events::BUS;
@@ -116,16 +116,15 @@ fn accepted(step: &str, input: &Value, slug: &Value) -> Result<(), String> {
         "sweep-tenants" | "reconcile-gate" | "reconcile-storage" | "sweep-holds" => {
             holds(*input == json!({}), "must be {}, as the schedule sends it")
         }
-        "accept-invite" => holds(
+        "accept-invite" | "download-export" => holds(
             input["requestContext"]["http"]["method"] == "GET" && input["queryStringParameters"]["token"].is_string(),
             "must be a function URL's request that only looks",
         ),
-        "authorize-request" => holds(
-            input["type"] == "REQUEST"
-                && input["methodArn"].is_string()
-                && input["headers"]["Host"].as_str().and_then(|host| host.split('.').next()) == slug.as_str(),
-            "must be an authorizer's request of the tenant that events/provision-tenant.json makes",
-        ),
+        "export-part" => {
+            let call = PartCall::parse(input).map_err(refused)?;
+            holds(matches!(call.actor, Actor::Manual(_)), "must be run as manual:<who>")?;
+            holds(input["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
+        }
         "apply-migrations" => holds(
             input["ResponseURL"].is_null() && input["RequestType"] != "Delete",
             "must have no ResponseURL, which the function would answer to, and not be a deletion, which does nothing",
@@ -375,6 +374,18 @@ fn sent(event_type: &str) -> Vec<Value> {
         "tenant.deleted" => plans()
             .flat_map(|plan| ["offboarding", "erasure"].map(|kind| (plan, kind)))
             .map(|(plan, kind)| event(json!({"plan": plan, "kind": kind, "reason": "customer_request"})))
+        "tenant.exported" => plans()
+            .map(|plan| {
+                event(json!({
+                    "plan": plan,
+                    "export_id": "5d0f9a5c-9c3e-4d52-8f0a-5b1f6c1d2e06",
+                    "parts": 14,
+                    "tables": 7,
+                    "rows": 1_000_000,
+                    "objects": 0,
+                    "bytes": 123_456_789_012_i64,
+                }))
+            })
             .collect(),
         "tenant.quota_warning" | "tenant.quota_exceeded" => plans()
             .flat_map(|plan| Metered::ALL.iter().map(move |resource| (plan, resource)))

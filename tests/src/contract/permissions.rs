@@ -61,6 +61,8 @@ const OPEN_ENDED: &[&str] = &[
     ":og:default:",
     // Snapshots that somebody made by hand are named by hand; only those of an instance of a tenant's are listed.
     ":snapshot:",
+    // What exports are made of.
+    "${ExportsBucket.Arn}/exports/",
     // A row of database_servers may name any secret under this.
     ":secret:tenantry/${Stage}/database-server/",
     // Secrets Manager ends every ARN in six characters of its own.

@@ -9,6 +9,7 @@ pub mod contacts;
 pub mod deletions;
 pub mod downstream;
 pub mod erasure;
+pub mod exports;
 pub mod fence;
 pub mod hold_sweep;
 pub mod holds;

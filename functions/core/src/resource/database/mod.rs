@@ -2,6 +2,7 @@
 //! it, or a server of its own.
 
 mod dedicated;
+mod read;
 mod role;
 mod schema;
 mod secret;
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+pub use read::Reader;
 use serde_json::Value;
 use tokio::sync::Mutex;
 use tokio_postgres::GenericClient;
