@@ -46,6 +46,27 @@ impl Holders {
         Ok(())
     }
 
+    /// As [`Holders::take_over`], where another machine's work ends, and then this begins: only a second execution of the same
+    /// machine has nothing to do.
+    ///
+    /// # Errors
+    /// `Superseded` while another execution of the same machine runs; `Transient` while one of another machine does, or its
+    /// functions may.
+    pub(super) async fn take_over_in_turn(
+        &self,
+        registry: &Database,
+        tenant: TenantId,
+        holder: &str,
+        execution: &str,
+    ) -> Result<(), StepError> {
+        match self.take_over(registry, tenant, holder, execution).await {
+            Err(StepError::Superseded(text)) if machine_of(holder) != machine_of(execution) => {
+                Err(StepError::Transient(text))
+            }
+            taken => taken,
+        }
+    }
+
     /// Whether an execution runs, or its functions may.
     ///
     /// # Errors
@@ -115,5 +136,21 @@ impl Holders {
         #[allow(clippy::cast_precision_loss)] // seconds since 1970 are exact in an f64 for a few million years
         let now = OffsetDateTime::now_utc().unix_timestamp_nanos() as f64 / 1e9;
         Ok(Some(Duration::try_from_secs_f64(now - ended).unwrap_or_default()))
+    }
+}
+
+/// The name of the machine whose execution an ARN names.
+fn machine_of(execution: &str) -> &str {
+    execution.split(':').nth(6).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_execution_names_its_machine() {
+        assert_eq!(machine_of("arn:aws:states:us-east-1:0:execution:prod-offboard-tenant:x"), "prod-offboard-tenant");
+        assert_eq!(machine_of("manual:ada"), "");
     }
 }
