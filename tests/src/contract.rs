@@ -159,12 +159,9 @@ impl Contract {
         })
     }
 
-    /// Each machine's states, those inside a Map too: machine, name, state.
-    fn states(&self) -> impl Iterator<Item = (&str, &str, &Value)> {
-        self.levels().flat_map(|(machine, level)| {
-            let states = level["States"].as_object();
-            states.into_iter().flatten().map(move |(name, state)| (machine, name.as_str(), state))
-        })
+    /// A machine's definition.
+    pub fn machine(&self, name: &str) -> &Value {
+        &self.machines[name]
     }
 
     /// The states that call a function.

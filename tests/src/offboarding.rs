@@ -511,7 +511,7 @@ async fn races(world: &World) -> Result<()> {
     let (mut cancelled, mut deleting, mut tenants) = (0, 0, Vec::new());
     for _ in 0..SCHEDULES / 8 {
         let schedules: Vec<[Duration; 4]> =
-            (0..8).map(|_| [dice.millis(60), dice.millis(60), dice.millis(60), dice.millis(40)]).collect();
+            (0..8).map(|_| [dice.millis(60), dice.millis(60), dice.millis(60), dice.millis(90)]).collect();
         let raced = try_join_all(schedules.iter().map(|schedule| Box::pin(race(world, schedule)))).await;
         for (tenant, state) in raced.with_context(|| format!("seed {seed}"))? {
             cancelled += usize::from(state == State::Cancelled);

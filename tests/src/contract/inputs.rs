@@ -374,6 +374,7 @@ fn sent(event_type: &str) -> Vec<Value> {
         "tenant.deleted" => plans()
             .flat_map(|plan| ["offboarding", "erasure"].map(|kind| (plan, kind)))
             .map(|(plan, kind)| event(json!({"plan": plan, "kind": kind, "reason": "customer_request"})))
+            .collect(),
         "tenant.exported" => plans()
             .map(|plan| {
                 event(json!({

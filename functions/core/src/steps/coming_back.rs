@@ -67,7 +67,9 @@ impl Step for CancelHold {
             match way {
                 Return::Restore => return Ok(json!({ "tenant_id": id, "decision": "restore" })),
                 Return::Lift => return Ok(json!({ "tenant_id": id, "decision": "lift" })),
-                Return::HeldBy(holder) => self.holders.take_over(&self.registry, id, &holder, execution).await?,
+                Return::HeldBy(holder) => {
+                    self.holders.take_over_in_turn(&self.registry, id, &holder, execution).await?;
+                }
             }
         }
         Err(StepError::Transient(format!("tenant {id} keeps changing hands")))

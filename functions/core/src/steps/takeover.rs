@@ -59,6 +59,27 @@ impl Holders {
         Ok(())
     }
 
+    /// As [`Holders::take_over`], where another machine's work ends, and then this begins: only a second execution of the same
+    /// machine has nothing to do.
+    ///
+    /// # Errors
+    /// `Superseded` while another execution of the same machine runs; `Transient` while one of another machine does, or its
+    /// functions may.
+    pub(super) async fn take_over_in_turn(
+        &self,
+        registry: &Database,
+        tenant: TenantId,
+        holder: &str,
+        execution: &str,
+    ) -> Result<(), StepError> {
+        match self.take_over(registry, tenant, holder, execution).await {
+            Err(StepError::Superseded(text)) if machine(holder) != machine(execution) => {
+                Err(StepError::Transient(text))
+            }
+            taken => taken,
+        }
+    }
+
     /// Whether an execution runs, or its functions may.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use aws_sdk_s3::types::LifecycleRule;
 use serde_json::{Value, json};
 
 use super::lifecycle::same_rules;
-use super::{Whose, client, foreign, set, wanted_rules, whose, write_rules};
+use super::{Whose, foreign, set, wanted_rules, whose, write_rules};
 use crate::environment::Environment;
 use crate::error::StepError;
 use crate::postgres::Database;
