@@ -410,7 +410,7 @@ pub(super) const CERTIFICATES_ARE_KEPT: Rule = Rule {
             remove(&mut contract.template["Resources"]["CertificateKey"], "DeletionPolicy");
         }),
         ("a key that encrypts", |contract| {
-            contract.properties("CertificateKey")["KeyUsage"] = json!("ENCRYPT_DECRYPT")
+            contract.properties("CertificateKey")["KeyUsage"] = json!("ENCRYPT_DECRYPT");
         }),
         ("certificates in the clear", |contract| remove(contract.properties("CertificatesBucket"), "BucketEncryption")),
         ("certificates that are replaced", |contract| {
