@@ -15,6 +15,7 @@ use tenantry_core::certificate::{self, Envelope, Payload, Refusal};
 use tenantry_core::postgres::quote_identifier;
 use tenantry_core::registry::{Selector, erasure, suspensions};
 use tenantry_core::tenant::{Reason, Status, Tenant};
+use tenantry_local::functions;
 use tenantry_local::proxy::{System, Verdict};
 use tokio::time::sleep;
 use uuid::Uuid;
@@ -217,7 +218,30 @@ async fn certified(world: &World, tenant: &Tenant) -> Result<Payload> {
     let kept = world.s3().get_object().bucket(bucket).key(format!("{}.json", tenant.id)).send().await?;
     let kept = String::from_utf8(kept.body.collect().await?.to_vec())?;
     ensure!(certificate::verify(&kept, &key)? == payload, "the bucket has another certificate");
+    by_command(&text, &envelope.to_json()?, &key, &other).await?;
     Ok(payload)
+}
+
+/// As somebody verifies it who has nothing but the file and the fingerprint.
+async fn by_command(certificate: &str, changed: &str, key: &str, other: &str) -> Result<()> {
+    let directory = std::env::temp_dir().join(format!("certificate-{}", Uuid::new_v4()));
+    std::fs::create_dir_all(&directory)?;
+    for (text, key, code, says) in [
+        (certificate, key, 0, "VALID: tenant"),
+        (certificate, other, 3, "NOT VALID: the certificate is signed with the key"),
+        (changed, key, 4, "NOT VALID: the signature does not fit"),
+        ("{}", key, 5, "NOT VALID: this is not a certificate"),
+    ] {
+        let file = directory.join("certificate.json");
+        std::fs::write(&file, text)?;
+        let mut command = tokio::process::Command::new(functions::built()?.join("tenantry"));
+        // Nothing of the environment: it needs no stack, and no network.
+        let ended = command.env_clear().arg("verify-certificate").arg(&file).args(["--key", key]).output().await?;
+        let said = String::from_utf8_lossy(&ended.stdout).into_owned();
+        ensure!(ended.status.code() == Some(code) && said.starts_with(says), "{:?}: {said}", ended.status);
+    }
+    std::fs::remove_dir_all(&directory)?;
+    Ok(())
 }
 
 /// Both events came, once, in order, and as their schemas say.
