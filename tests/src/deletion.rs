@@ -40,6 +40,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("a_deletion_that_is_stopped_is_flagged_and_goes_on_by_hand_or_when_started_again", |world| {
         Box::pin(stopped(world))
     }),
+    ("a_deletion_whose_execution_died_is_started_again_by_itself", |world| Box::pin(recovered(world))),
     ("nothing_is_deleted_without_a_hold_that_asks_for_it", |world| Box::pin(no_hold(world))),
     ("every_table_of_the_registry_is_erased_or_kept_for_a_reason", |world| Box::pin(tables(world))),
 ];
@@ -450,6 +451,18 @@ async fn stopped(world: &World) -> Result<()> {
     let audited: i64 = registry.query_one(audited, &[&tenant.id.0]).await?.get(0);
     ensure!(audited == 3, "{audited} entries of three steps by hand");
     delete(world, &tenant).await?.succeeded()?;
+    traceless(world, &tenant).await
+}
+
+async fn recovered(world: &World) -> Result<()> {
+    let tenant = furnished(world, "recovered", "starter").await?;
+    condemn(world, &tenant).await?;
+    let gone = begun_by_nobody(world, &tenant).await?;
+    let died = json!({"detail": {"executionArn": gone, "status": "TIMED_OUT"}});
+    let answer = world.invoke("recover-execution", &died).await?;
+    ensure!(matches!(&answer, Ok(done) if done["action"] == "delete"), "{answer:?}");
+    let slug = tenant.slug.as_str();
+    until(|| async { Ok(world.record(slug).await?.tenant.status == Status::Deprovisioned) }).await?;
     traceless(world, &tenant).await
 }
 
