@@ -12,7 +12,7 @@ BUILD := cargo build --locked --workspace --bins
 .PHONY: help set-up build demo demo-failure test check bench up down status env provision logs verify-certificate restore package deploy
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 set-up: ## Install and build what the local stack needs and this machine lacks
 	@infra/setup/run

@@ -15,6 +15,7 @@ use tenantry_core::certificate::{self, Envelope, Payload, Refusal};
 use tenantry_core::postgres::quote_identifier;
 use tenantry_core::registry::{Selector, erasure, suspensions};
 use tenantry_core::tenant::{Reason, Status, Tenant};
+use tenantry_local::functions;
 use tenantry_local::proxy::{System, Verdict};
 use tokio::time::sleep;
 use uuid::Uuid;
@@ -39,6 +40,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("a_deletion_that_is_stopped_is_flagged_and_goes_on_by_hand_or_when_started_again", |world| {
         Box::pin(stopped(world))
     }),
+    ("a_deletion_whose_execution_died_is_started_again_by_itself", |world| Box::pin(recovered(world))),
     ("nothing_is_deleted_without_a_hold_that_asks_for_it", |world| Box::pin(no_hold(world))),
     ("every_table_of_the_registry_is_erased_or_kept_for_a_reason", |world| Box::pin(tables(world))),
 ];
@@ -217,7 +219,30 @@ async fn certified(world: &World, tenant: &Tenant) -> Result<Payload> {
     let kept = world.s3().get_object().bucket(bucket).key(format!("{}.json", tenant.id)).send().await?;
     let kept = String::from_utf8(kept.body.collect().await?.to_vec())?;
     ensure!(certificate::verify(&kept, &key)? == payload, "the bucket has another certificate");
+    by_command(&text, &envelope.to_json()?, &key, &other).await?;
     Ok(payload)
+}
+
+/// As somebody verifies it who has nothing but the file and the fingerprint.
+async fn by_command(certificate: &str, changed: &str, key: &str, other: &str) -> Result<()> {
+    let directory = std::env::temp_dir().join(format!("certificate-{}", Uuid::new_v4()));
+    std::fs::create_dir_all(&directory)?;
+    for (text, key, code, says) in [
+        (certificate, key, 0, "VALID: tenant"),
+        (certificate, other, 3, "NOT VALID: the certificate is signed with the key"),
+        (changed, key, 4, "NOT VALID: the signature does not fit"),
+        ("{}", key, 5, "NOT VALID: this is not a certificate"),
+    ] {
+        let file = directory.join("certificate.json");
+        std::fs::write(&file, text)?;
+        let mut command = tokio::process::Command::new(functions::built()?.join("tenantry"));
+        // Nothing of the environment: it needs no stack, and no network.
+        let ended = command.env_clear().arg("verify-certificate").arg(&file).args(["--key", key]).output().await?;
+        let said = String::from_utf8_lossy(&ended.stdout).into_owned();
+        ensure!(ended.status.code() == Some(code) && said.starts_with(says), "{:?}: {said}", ended.status);
+    }
+    std::fs::remove_dir_all(&directory)?;
+    Ok(())
 }
 
 /// Both events came, once, in order, and as their schemas say.
@@ -426,6 +451,18 @@ async fn stopped(world: &World) -> Result<()> {
     let audited: i64 = registry.query_one(audited, &[&tenant.id.0]).await?.get(0);
     ensure!(audited == 3, "{audited} entries of three steps by hand");
     delete(world, &tenant).await?.succeeded()?;
+    traceless(world, &tenant).await
+}
+
+async fn recovered(world: &World) -> Result<()> {
+    let tenant = furnished(world, "recovered", "starter").await?;
+    condemn(world, &tenant).await?;
+    let gone = begun_by_nobody(world, &tenant).await?;
+    let died = json!({"detail": {"executionArn": gone, "status": "TIMED_OUT"}});
+    let answer = world.invoke("recover-execution", &died).await?;
+    ensure!(matches!(&answer, Ok(done) if done["action"] == "delete"), "{answer:?}");
+    let slug = tenant.slug.as_str();
+    until(|| async { Ok(world.record(slug).await?.tenant.status == Status::Deprovisioned) }).await?;
     traceless(world, &tenant).await
 }
 

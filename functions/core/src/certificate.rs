@@ -60,7 +60,7 @@ pub struct Payload {
     pub kind: String,
     /// Why, one of the enumerated reasons.
     pub reason: String,
-    /// Who asked: an operator's name or an execution.
+    /// Who asked: an operator's name, or which machine's execution.
     pub requested_by: String,
     /// The ticket of an erasure request.
     pub ticket: Option<String>,

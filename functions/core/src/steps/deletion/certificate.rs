@@ -119,7 +119,7 @@ impl SignCertificate {
             deleted_at: text(deleted_at)?,
             kind: hold.kind.as_str().to_owned(),
             reason: hold.reason.clone(),
-            requested_by: hold.requested_by.clone(),
+            requested_by: who(&hold.requested_by),
             ticket: row.try_get(5)?,
             export_waived_by: row.try_get(6)?,
             deleted: counts.ok_or_else(|| missing("count-tenant"))?,
@@ -129,6 +129,12 @@ impl SignCertificate {
             histories_gone_by: text(deleted_at + Duration::days(HISTORY_DAYS))?,
         })
     }
+}
+
+/// Who asked, without an execution's own name, which may be the tenant's.
+fn who(requested_by: &str) -> String {
+    let machine = requested_by.split(":execution:").nth(1).and_then(|rest| rest.split(':').next());
+    machine.map_or_else(|| requested_by.to_owned(), |machine| format!("an execution of {machine}"))
 }
 
 /// A moment in RFC 3339, in UTC.
@@ -182,5 +188,17 @@ impl Step for GetCertificate {
             .ok_or_else(|| StepError::Conflict(format!("tenant {} has no certificate yet", record.tenant.id)))?;
         serde_json::from_str(&certificate)
             .map_err(|error| StepError::Unexpected(format!("the certificate that is kept is no JSON: {error}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_executions_own_name_is_left_out() {
+        assert_eq!(who("manual:ada"), "manual:ada");
+        let execution = "arn:aws:states:us-east-1:000000000000:execution:offboard-tenant:acme-1a2b";
+        assert_eq!(who(execution), "an execution of offboard-tenant");
     }
 }
