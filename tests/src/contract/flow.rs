@@ -33,7 +33,15 @@ const RELEASE: &str = "ReleaseTenant";
 const FLAG: &str = "FlagTenant";
 
 /// The answers of functions that may stay in the state.
-const KEPT_ANSWERS: &[&str] = &["$.Payload.tenant_id", "$.Payload.decision", "$.Payload.active", "$.Payload.status"];
+const KEPT_ANSWERS: &[&str] = &[
+    "$.Payload.tenant_id",
+    "$.Payload.decision",
+    "$.Payload.active",
+    "$.Payload.status",
+    // An export's parts, which are numbers, and when a hold ends.
+    "$.Payload.parts",
+    "$.Payload.expires_at",
+];
 /// The states that no execution holds the tenant in, and that may be given what the machine was started with.
 const UP_TO_THE_FENCE: &[&str] =
     &["RouteRequest", "ValidateRequest", "RegisterTenant", "ConfirmPayment", "IntendToProvision", FENCE];

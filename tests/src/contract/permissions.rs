@@ -65,6 +65,7 @@ const OPEN_ENDED: &[&str] = &[
     ":secret:${AppDatabaseSecret}-",
     ":secret:${StripeSecret}-",
     ":secret:tenantry/${Stage}/${Prefix}invite-key-",
+    ":secret:tenantry/${Stage}/${Prefix}export-key-",
     // Executions are named when they start.
     ":execution:${Prefix}provision-tenant:",
     // A change's id is Route 53's, and tells its state and nothing else.
