@@ -655,6 +655,13 @@ async fn linked(world: &World) -> Result<()> {
             ensure!(status == 404 && location.is_empty(), "{query:?}: {status} {location}");
         }
     }
+    // Another link ends this one, though the execution that waits holds the tenant.
+    let renewed = leaving.step(world, "publish-link", &json!({"tenant_id": id, "execution": "manual:test"})).await?;
+    ensure!(renewed["generation"] == json!(2), "{renewed}");
+    ensure!(ask(world, Method::GET, &[("token", &token)]).await?.0 == 404, "the link before still works");
+    let address = url().await?.context("no link")?.url;
+    let token = address.strip_prefix("https://page.example/?token=").context("another address")?.to_owned();
+    ensure!(ask(world, Method::GET, &[("token", &token)]).await?.0 == 200);
     // It outlives the tenant.
     let gone = "UPDATE tenants SET status = 'deprovisioned', execution = NULL, execution_since = NULL WHERE id = $1";
     registry.execute(gone, &[&id.0]).await?;
@@ -676,7 +683,7 @@ async fn linked(world: &World) -> Result<()> {
     ensure!(url().await?.is_none(), "a revoked link is given out");
     ensure!(clicks().await? == parts.len() + 1, "a refusal was counted");
     let sql = "SELECT count(*) FROM audit WHERE tenant_id = $1 AND action IN ('export link published', 'export link revoked')";
-    ensure!(registry.query_one(sql, &[&id.0]).await?.get::<_, i64>(0) == 2);
+    ensure!(registry.query_one(sql, &[&id.0]).await?.get::<_, i64>(0) == 3);
     Ok(())
 }
 

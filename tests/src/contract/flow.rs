@@ -39,8 +39,9 @@ const KEPT_ANSWERS: &[&str] = &[
     "$.Payload.plan",
     "$.Payload.active",
     "$.Payload.status",
-    "$.Payload.expires_at",
+    // An export's parts, which are numbers, when a hold ends, and how long others are waited for.
     "$.Payload.parts",
+    "$.Payload.expires_at",
     "$.Payload.seconds",
 ];
 /// The states that no execution holds the tenant in, and that may be given what the machine was started with.

@@ -70,6 +70,7 @@ const OPEN_ENDED: &[&str] = &[
     ":secret:${AppDatabaseSecret}-",
     ":secret:${StripeSecret}-",
     ":secret:tenantry/${Stage}/${Prefix}invite-key-",
+    ":secret:tenantry/${Stage}/${Prefix}export-key-",
     // Executions are named when they start.
     ":execution:${Prefix}delete-tenant:",
     ":execution:${Prefix}offboard-tenant:",

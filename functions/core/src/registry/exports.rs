@@ -381,7 +381,8 @@ pub async fn link(client: &impl GenericClient, export_id: Uuid) -> Result<Option
     }))
 }
 
-/// Makes a link work, for so many seconds: the one of this generation, if none is newer. Again changes nothing.
+/// Makes a link work, for so many seconds, but not past what the bucket keeps: a day more than that, from when the parts were
+/// made, of which half is left for making them. Of this generation, if none is newer. Again changes nothing.
 ///
 /// # Errors
 /// `Transient` when another link was made meanwhile.
@@ -395,7 +396,7 @@ pub async fn open_link(
 ) -> Result<(), StepError> {
     let sql = "WITH opened AS (
                    UPDATE exports SET generation = $2, token_hash = $3, revoked_at = NULL,
-                          link_expires_at = now() + make_interval(secs => $4)
+                          link_expires_at = least(now(), finished_at + interval '12 hours') + make_interval(secs => $4)
                    WHERE id = $1 AND generation = $2 - 1 AND state = 'finished' RETURNING id, tenant_id)
                INSERT INTO audit (tenant_id, actor, action, detail)
                SELECT tenant_id, $5, 'export link published', jsonb_build_object('export', id, 'generation', $2)
