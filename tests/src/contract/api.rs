@@ -80,10 +80,10 @@ pub(super) const AUTHORIZERS_ARE_NOT_REMEMBERED: Rule = Rule {
             contract.properties("GatedApiAuthorizer")["Type"] = json!("TOKEN");
         }),
         ("a function that any API may call", |contract| {
-            remove(contract.properties("AuthorizeRequestPermission"), "SourceArn")
+            remove(contract.properties("AuthorizeRequestPermission"), "SourceArn");
         }),
         ("a method that is open", |contract| {
-            contract.properties("GatedApiMethod")["AuthorizationType"] = json!("NONE")
+            contract.properties("GatedApiMethod")["AuthorizationType"] = json!("NONE");
         }),
     ],
 };
