@@ -108,13 +108,12 @@ const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("matrix", matrix::CASES),
 ];
 /// Cases that compare the whole stack before and after: no other runs meanwhile.
-const ALONE: &[(&str, &[(&str, Case)])] =
-    &[
-        ("bad_input", bad_input::CASES),
-        ("sweep", sweep::ALONE),
-        ("offboarding", offboarding::ALONE),
-        ("deletion", deletion::ALONE),
-    ];
+const ALONE: &[(&str, &[(&str, Case)])] = &[
+    ("bad_input", bad_input::CASES),
+    ("sweep", sweep::ALONE),
+    ("offboarding", offboarding::ALONE),
+    ("deletion", deletion::ALONE),
+];
 
 /// A case that runs longer hangs.
 const CASE_PATIENCE: Duration = Duration::from_secs(1200);

@@ -8,8 +8,21 @@ use crate::error::StepError;
 use crate::tenant::TenantId;
 
 /// Tables that a deleted tenant has no row in: they hold what is personal, what it used, or what it is at Stripe.
-pub const ERASED: &[&str] =
-    &["billing_accounts", "contacts", "invites", "quota_notices", "quota_overrides", "usage_cycles"];
+///
+/// Versions come before the sum of their bytes, which follows them.
+pub const ERASED: &[&str] = &[
+    "billing_accounts",
+    "contacts",
+    "invites",
+    "quota_notices",
+    "quota_overrides",
+    "seats",
+    "storage_reconciliations",
+    "stored_versions",
+    "stored_bytes",
+    "upload_reservations",
+    "usage_cycles",
+];
 
 /// Of the tables that are erased, those of usage: what Redis counted is kept there too, and they go with its keys.
 pub const USAGE: &[&str] = &["quota_notices", "quota_overrides", "usage_cycles"];
@@ -19,8 +32,10 @@ pub const KEPT: &[(&str, &str)] = &[
     ("audit", "who did what, for ever: names of executions and operators, nothing personal of the tenant"),
     ("deletions", "the certificate, and what it is made from"),
     ("downstream_requests", "who confirmed that it deleted the tenant's data"),
+    ("exports", "the export outlives the tenant, until its link has expired: ids, counts and hashes"),
     ("holds", "who asked for the deletion, and why"),
     ("outbox", "the events that were sent: no personal data, as their schemas say"),
+    ("plan_changes", "which plans it had, and who changed them: no addresses, no sentences"),
     ("step_journal", "which steps ran; what they made and said is erased"),
     ("suspensions", "why it was out of service: enumerated reasons"),
 ];

@@ -25,7 +25,6 @@ pub mod signup;
 pub mod storage;
 pub mod suspension;
 pub mod takeover;
-pub mod unbuilt;
 pub mod uploads;
 pub mod welcome;
 pub mod withdrawal;

@@ -9,6 +9,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::environment::Environment;
 use crate::error::StepError;
+use crate::export::link::{self, ExportLinks};
 use crate::mail::{Link, Mail};
 use crate::postgres::Database;
 use crate::registry::holds::{self, Hold, State};
@@ -34,18 +35,9 @@ pub struct Subscription {
 /// Tells the owner where the export is, and when all is deleted.
 pub struct NotifyOwner {
     mail: Mail,
-    link: Option<Box<dyn ExportLink>>,
-}
-
-/// Where an owner finds the export.
-#[async_trait]
-pub trait ExportLink: Send + Sync {
-    /// The link to the export that belongs to a hold, derived where it is needed and kept nowhere. `None` where there is none to
-    /// give, such as one that was revoked.
-    ///
-    /// # Errors
-    /// When the registry or the links' key cannot be read.
-    async fn of(&self, hold: &Hold, registry: &Database) -> Result<Option<Link>, StepError>;
+    links: ExportLinks,
+    /// Where the page of an export's link is.
+    page: String,
 }
 
 impl Settle {
@@ -129,12 +121,16 @@ impl Action for Subscription {
 }
 
 impl NotifyOwner {
-    /// Wires the step; without a link, the mail has none.
+    /// Wires the step.
     ///
     /// # Errors
     /// `Misconfigured` when a setting is missing.
-    pub fn from_env(env: &Environment, link: Option<Box<dyn ExportLink>>) -> Result<Self, StepError> {
-        Ok(NotifyOwner { mail: Mail::from_env(env)?, link })
+    pub fn from_env(env: &Environment) -> Result<Self, StepError> {
+        Ok(NotifyOwner {
+            mail: Mail::from_env(env)?,
+            links: ExportLinks::from_env(env)?,
+            page: env.required("DOWNLOAD_EXPORT_URL")?,
+        })
     }
 }
 
@@ -157,10 +153,8 @@ impl Action for NotifyOwner {
         let sent = match contacts::owner(&*registry.client().await?, tenant.id).await? {
             None => json!({ "sent": false, "why": "the owner's data was erased" }),
             Some(owner) => {
-                let link = match &self.link {
-                    Some(link) => link.of(&hold, registry).await?,
-                    None => None,
-                };
+                let link = link::url(&*registry.client().await?, &self.links, &self.page, tenant.id).await?;
+                let link = link.map(|link| Link { url: link.url, until: link.until });
                 self.mail.send_farewell(tenant, &owner, link.as_ref(), end).await?
             }
         };

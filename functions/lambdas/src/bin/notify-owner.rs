@@ -5,6 +5,5 @@ use tenantry_core::steps::withdrawal::NotifyOwner;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Served {
-    serve(env!("CARGO_BIN_NAME"), |env| Journaled::after_activation(env, Box::new(NotifyOwner::from_env(env, None)?)))
-        .await
+    serve(env!("CARGO_BIN_NAME"), |env| Journaled::after_activation(env, Box::new(NotifyOwner::from_env(env)?))).await
 }

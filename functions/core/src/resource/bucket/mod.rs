@@ -145,7 +145,15 @@ impl Bucket {
     /// `Transient` when S3 asks to try again.
     pub async fn drain(&self, tenant: &Tenant) -> Result<Emptied, StepError> {
         match self.look(tenant).await? {
-            Look::Ours(_) => empty::empty_for(&self.s3, &tenant.bucket(), DRAIN_TIME).await,
+            Look::Ours(_) => {
+                let name = tenant.bucket();
+                // Nobody counts what a tenant that is deleted still holds, and each object would be an event.
+                let silent = NotificationConfiguration::builder().build();
+                let put =
+                    self.s3.put_bucket_notification_configuration().bucket(&name).notification_configuration(silent);
+                put.send().await.map_err(|error| settle(&format!("silencing bucket {name}"), &error))?;
+                empty::empty_for(&self.s3, &name, DRAIN_TIME).await
+            }
             Look::Absent | Look::Foreign(_) => Ok(Emptied { deleted: 0, all: true }),
         }
     }
