@@ -71,7 +71,7 @@ impl Faults {
     pub fn asked(&self) -> BTreeMap<String, BTreeSet<String>> {
         let mut asked = BTreeMap::<_, BTreeSet<_>>::new();
         for call in self.calls.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            if call.system == System::Aws {
+            if call.system == System::Aws && !call.actions.is_empty() {
                 asked.entry(call.function.clone()).or_default().extend(call.actions.iter().cloned());
             }
         }

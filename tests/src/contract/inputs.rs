@@ -125,6 +125,12 @@ fn accepted(step: &str, input: &Value, slug: &Value) -> Result<(), String> {
             holds(matches!(call.actor, Actor::Manual(_)), "must be run as manual:<who>")?;
             holds(input["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
         }
+        "authorize-request" => holds(
+            input["type"] == "REQUEST"
+                && input["methodArn"].is_string()
+                && input["headers"]["Host"].as_str().and_then(|host| host.split('.').next()) == slug.as_str(),
+            "must be an authorizer's request of the tenant that events/provision-tenant.json makes",
+        ),
         "apply-migrations" => holds(
             input["ResponseURL"].is_null() && input["RequestType"] != "Delete",
             "must have no ResponseURL, which the function would answer to, and not be a deletion, which does nothing",

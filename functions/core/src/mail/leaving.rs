@@ -106,7 +106,7 @@ mod tests {
         for text in
             [&farewell.subject, &farewell.text, &farewell.html, &reminder.subject, &reminder.text, &reminder.html]
         {
-            assert!(text.contains("acme") && text.contains("2026-12-24 07:33 UTC"), "{text}");
+            assert!(text.contains("acme") && text.contains("2026-12-24 08:13 UTC"), "{text}");
         }
         assert!(!reminder.text.contains("token="));
     }
