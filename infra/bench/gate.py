@@ -1,7 +1,6 @@
 """The gate: decisions beside the raw script through the same client, a service behind it, and how soon a suspension is felt."""
 
-import json
-import subprocess
+from told import told
 
 NOTES = [
     "baseline of gate-throughput and gate-p99: the same script by EVALSHA over one multiplexed connection, 64 tasks, same run",
@@ -11,11 +10,9 @@ NOTES = [
 
 
 def measure(directory):
-    run = subprocess.run([directory / "tenantry", "--json", "bench-gate"], stdout=subprocess.PIPE, text=True, check=True)
-    lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
-    told = next(line for line in lines if "raw_per_second" in line)
-    yield "gate-throughput", told["per_second"], "/s", told["raw_per_second"]
-    yield "gate-p50", told["p50"], "ms", told["raw_p50"]
-    yield "gate-p99", told["p99"], "ms", told["raw_p99"]
-    yield "gate-layer", told["layered_per_second"], "/s", told["bare_per_second"]
-    yield "suspension-latency-p99", told["suspension_p99"], "ms"
+    line = told(directory, "bench-gate", "raw_per_second")
+    yield "gate-throughput", line["per_second"], "/s", line["raw_per_second"]
+    yield "gate-p50", line["p50"], "ms", line["raw_p50"]
+    yield "gate-p99", line["p99"], "ms", line["raw_p99"]
+    yield "gate-layer", line["layered_per_second"], "/s", line["bare_per_second"]
+    yield "suspension-latency-p99", line["suspension_p99"], "ms"
