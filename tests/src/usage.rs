@@ -181,9 +181,9 @@ async fn overrides(world: &World) -> Result<()> {
     calls(world, tenant, 1).await?;
     // Of seats and storage, a smaller quota is told at once.
     seat(world, tenant, "reserve-seat", "one").await?;
-    ensure!(events(world, tenant).await?.is_empty());
+    ensure!(about_seats(world, tenant).await?.is_empty());
     overridden(world, tenant, "seats", 1).await?;
-    let told = events(world, tenant).await?;
+    let told = about_seats(world, tenant).await?;
     ensure!(types(&told) == ["tenant.quota_warning", "tenant.quota_exceeded"], "{told:?}");
     let sql = "SELECT action, detail->>'resource', actor FROM audit WHERE tenant_id = $1 AND action LIKE 'quota%' ORDER BY id";
     let rows = world.registry().await?.query(sql, &[&tenant.id.0]).await?;
@@ -195,6 +195,13 @@ async fn overrides(world: &World) -> Result<()> {
     ];
     ensure!(audited == expected, "{audited:?}");
     Ok(())
+}
+
+/// A tenant's events about seats. Of its calls, whoever reconciles meanwhile may have told: three of three were used.
+async fn about_seats(world: &World, tenant: &Tenant) -> Result<Vec<(String, Value)>> {
+    let mut told = events(world, tenant).await?;
+    told.retain(|(_, detail)| detail["resource"] == "seats");
+    Ok(told)
 }
 
 async fn no_cycles(world: &World) -> Result<()> {
