@@ -9,10 +9,10 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 TENANTRY := $(TARGET)/debug/tenantry
 BUILD := cargo build --locked --workspace --bins
 
-.PHONY: help set-up build demo demo-failure test check bench up down status env provision logs package deploy
+.PHONY: help set-up build demo demo-failure test check bench up down status env provision logs verify-certificate restore package deploy
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 set-up: ## Install and build what the local stack needs and this machine lacks
 	@infra/setup/run
@@ -60,6 +60,13 @@ provision: $(TENANTRY) ## Start a sign-up on the stack: make provision FILE=even
 
 logs: $(TENANTRY) ## The functions' log lines of an execution: make logs EXECUTION=...
 	@$(TENANTRY) logs $(or $(EXECUTION),$(error Say which: make logs EXECUTION=<name or ARN>))
+
+verify-certificate: $(TENANTRY) ## Verify a certificate of deletion offline: make verify-certificate FILE=... KEY=<fingerprint>
+	@$(TENANTRY) verify-certificate $(or $(FILE),$(error Say which: make verify-certificate FILE=<certificate> KEY=<fingerprint>)) \
+		--key $(or $(KEY),$(error Say which key must have signed it: KEY=<SHA-256 of the public key>))
+
+restore: ## Restore a downloaded export into an empty database: make restore EXPORT=directory DATABASE_URL=postgresql://...
+	@infra/restore/run $(or $(EXPORT),$(error Say where it is: make restore EXPORT=directory)) $(or $(DATABASE_URL),$(error Say where to: DATABASE_URL=postgresql://...))
 
 package: ## Release zips for Lambda in target/lambda (some of them: BINARIES="create-bucket ...")
 	@infra/package/run $(BINARIES)

@@ -24,12 +24,16 @@ type user struct {
 
 type users []user
 
-// newUsers returns the administrator, first, and Tenantry's functions, whose group infra/kube/rbac.yaml binds to what a
-// provisioner may do (on EKS, an access entry puts the functions' roles into it).
+// As the token file wants them: separated by commas.
+const functionGroups = "tenantry:provisioners,tenantry:scanners"
+
+// newUsers returns the administrator, first, and Tenantry's functions, whose groups infra/kube/rbac.yaml binds to what a
+// provisioner and what a scanner may do. Here the functions share one login; on EKS, access entries put each function's role
+// into the one group that it needs.
 func newUsers() users {
 	return users{
 		{file: "admin.kubeconfig", name: "admin", group: "system:masters", token: rand.Text()},
-		{file: "functions.kubeconfig", name: "tenantry-functions", group: "tenantry:provisioners", token: rand.Text()},
+		{file: "functions.kubeconfig", name: "tenantry-functions", group: functionGroups, token: rand.Text()},
 	}
 }
 

@@ -31,7 +31,8 @@ async fn account(world: &World, tenant: &Tenant, set: &str) -> Result<()> {
     Ok(())
 }
 
-async fn mine(world: &World, kind: &str, tenant: &Tenant) -> Result<Vec<Value>> {
+/// A tenant's objects of a kind at Stripe.
+pub async fn mine(world: &World, kind: &str, tenant: &Tenant) -> Result<Vec<Value>> {
     let mut all = world.stripe(&format!("/v1/{kind}?limit=100000")).await?;
     let mut all = all["data"].as_array_mut().map(std::mem::take).context("no list")?;
     all.retain(|one| one["metadata"]["tenantry-tenant-id"] == tenant.id.to_string());

@@ -15,7 +15,6 @@ use tenantry_core::postgres::Database;
 use tenantry_core::registry::contacts::Contact;
 use tenantry_core::registry::notices::{Level, Notice};
 use tenantry_core::registry::plans;
-use tenantry_core::resource::Resource;
 use tenantry_core::resource::billing::Billing;
 use tenantry_core::resource::billing::price::BillingPrice;
 use tenantry_core::resource::bucket::Bucket;
@@ -27,10 +26,22 @@ use tenantry_core::resource::identity::Identity;
 use tenantry_core::resource::invite::Invite;
 use tenantry_core::resource::queue::Queue;
 use tenantry_core::resource::tenant_config::{PlanConfig, TenantConfig};
+use tenantry_core::resource::{self, Freezable, Resource};
 use tenantry_core::step::{Action, Step};
+use tenantry_core::steps::coming_back::{CancelHold, StopWaiting};
 use tenantry_core::steps::compensation::ReleaseTenant;
+use tenantry_core::steps::deletion::access::RetireAccess;
+use tenantry_core::steps::deletion::begin::BeginDeletion;
+use tenantry_core::steps::deletion::cache::InvalidateCache;
+use tenantry_core::steps::deletion::certificate::SignCertificate;
+use tenantry_core::steps::deletion::downstream::AskDownstream;
+use tenantry_core::steps::deletion::drain::DrainBucket;
+use tenantry_core::steps::deletion::forget::ForgetBilling;
+use tenantry_core::steps::deletion::scan::{CountTenant, ScanTenant};
+use tenantry_core::steps::deletion::{Deleting, Removal};
 use tenantry_core::steps::explain::ExplainTenant;
 use tenantry_core::steps::follow_billing::FollowBilling;
+use tenantry_core::steps::offboarding::BeginOffboarding;
 use tenantry_core::steps::plan_change::BeginPlanChange;
 use tenantry_core::steps::provisioning::BeginProvisioning;
 use tenantry_core::steps::publish::PublishEvents;
@@ -49,9 +60,11 @@ use uuid::Uuid;
 
 use crate::contract::permissions::allowed;
 use crate::contract::{Contract, repository};
+use crate::deletion::{begun_by_nobody, condemn};
 use crate::identity::loosen;
 use crate::machine::sign_up;
 use crate::registry::registered;
+use crate::suspension::in_service;
 use crate::tenant_config::update;
 use crate::world::{Case, World};
 
@@ -82,13 +95,25 @@ const UNSEEN: &[(&str, &str)] = &[
     ("RemoveNamespaceFunction", "eks:DescribeCluster"),
     ("ReleaseTenantFunction", "eks:DescribeCluster"),
     ("ExplainTenantFunction", "eks:DescribeCluster"),
+    ("FreezeTenantFunction", "eks:DescribeCluster"),
+    ("ThawTenantFunction", "eks:DescribeCluster"),
+    ("VerifyTenantFunction", "eks:DescribeCluster"),
+    // It looks at everybody's holds: the case of the sweep, which runs alone, looks at its calls.
+    ("SweepHoldsFunction", "states:DescribeExecution"),
+    ("SweepHoldsFunction", "states:StartExecution"),
+    ("SweepHoldsFunction", "ses:SendEmail"),
+    ("CountTenantFunction", "eks:DescribeCluster"),
+    ("ScanTenantFunction", "eks:DescribeCluster"),
     // Where a function's failures go is written to by Lambda, with the function's role.
     ("RecoverExecutionFunction", "sqs:SendMessage"),
+    ("ConfirmDeletionFunction", "sqs:SendMessage"),
     // New buckets of the emulator are encrypted, as those of S3 are: this mends one that is not any more.
     ("CreateBucketFunction", "s3:PutEncryptionConfiguration"),
     // A secret that was scheduled for deletion, or whose password no longer logs in.
     ("CreateDatabaseFunction", "secretsmanager:PutSecretValue"),
     ("CreateDatabaseFunction", "secretsmanager:RestoreSecret"),
+    // What somebody downloads is signed with the role, and read by them.
+    ("DownloadExportFunction", "s3:GetObject"),
     // The stack names its own name server instead.
     ("VerifyDnsRecordFunction", "route53:GetHostedZone"),
 ];
@@ -101,8 +126,14 @@ const NAMED_OTHERWISE: &[(&str, &[&str])] = &[
     ("s3:GetBucketNotificationConfiguration", &["s3:GetBucketNotification"]),
     ("s3:PutBucketNotificationConfiguration", &["s3:PutBucketNotification"]),
     ("s3:GetPublicAccessBlock", &["s3:GetBucketPublicAccessBlock"]),
+    ("s3:CreateMultipartUpload", &["s3:PutObject"]),
+    ("s3:UploadPart", &["s3:PutObject"]),
+    ("s3:CompleteMultipartUpload", &["s3:PutObject"]),
+    ("s3:HeadObject", &["s3:GetObject"]),
+    ("s3:ListObjectsV2", &["s3:ListBucket"]),
     ("s3:DeleteObjects", &["s3:DeleteObject", "s3:DeleteObjectVersion"]),
     ("s3:HeadBucket", &["s3:ListBucket"]),
+    ("s3:ListBuckets", &["s3:ListAllMyBuckets"]),
     ("s3:ListMultipartUploads", &["s3:ListBucketMultipartUploads"]),
     ("s3:ListObjectVersions", &["s3:ListBucketVersions"]),
     ("s3:PutBucketEncryption", &["s3:PutEncryptionConfiguration"]),
@@ -203,6 +234,29 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     let price = BillingPrice::from_env(env)?;
     seen.insert("ApplyBillingPriceFunction", calls(acted(&price, tenant)).await?);
 
+    let frozen = |tenant: &Tenant| Tenant { frozen: true, ..tenant.clone() };
+    for (function, tenant, own_server) in [
+        ("FreezeTenantFunction", frozen(tenant), frozen(own_server)),
+        ("ThawTenantFunction", tenant.clone(), own_server.clone()),
+    ] {
+        let settled = async {
+            for resource in [&database as &dyn Freezable, &bucket, &queue] {
+                resource.settle(&tenant).await?;
+            }
+            Ok(database.settle(&own_server).await?)
+        };
+        seen.insert(function, Box::pin(calls(settled)).await?);
+    }
+    let looked = async {
+        for resource in resource::all(env)? {
+            resource.inspect(tenant).await?;
+            resource.inspect(own_server).await?;
+        }
+        Ok(())
+    };
+    seen.insert("VerifyTenantFunction", Box::pin(calls(looked)).await?);
+    Box::pin(leave_and_return(world, &mut seen)).await?;
+
     let (welcome, registry_database) = (WelcomeEmail::from_env(env)?, Database::registry(env)?);
     let welcome = async { Ok(welcome.act(tenant, &registry_database).await?) };
     seen.insert("SendWelcomeEmailFunction", Box::pin(calls(welcome)).await?);
@@ -229,6 +283,10 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     registry.execute(event, &[&tenant.id.0]).await?;
     seen.insert("PublishEventsFunction", calls(run(&PublishEvents::from_env(env)?, &by_hand)).await?);
 
+    for (function, made) in crate::export::calls_of_an_export(world).await? {
+        seen.insert(function, made);
+    }
+
     // Released too early, it finds everything; then the undos remove it.
     let held = "UPDATE tenants SET status = 'provisioning', execution = $2, execution_since = now() WHERE id = $1";
     let early = execution("early");
@@ -244,6 +302,7 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     asked.extend(Box::pin(calls(run(&ReleaseTenant::from_env(env)?, &release))).await?);
     seen.insert("ReleaseTenantFunction", asked);
     fill(&world.s3(), &tenant.bucket()).await?;
+    Box::pin(deleted(world, own_server, &mut seen)).await?;
     loosen(&aws_sdk_iam::Client::new(&env.aws), &tenant.role()).await?;
     seen.insert("RemoveConfigFunction", calls(removed(&config, tenant)).await?);
     seen.insert("RemoveDnsRecordFunction", calls(removed(&dns, tenant)).await?);
@@ -288,6 +347,101 @@ async fn seen(world: &World) -> Result<BTreeMap<&'static str, BTreeSet<String>>>
     Ok(seen)
 }
 
+/// What the steps ask of Step Functions that take a tenant, and stop what waits for its hold.
+async fn leave_and_return(world: &World, seen: &mut BTreeMap<&'static str, BTreeSet<String>>) -> Result<()> {
+    let (env, registry) = (&world.env, world.registry().await?);
+    let tenant = in_service(world).await?;
+    let held = "UPDATE tenants SET execution = $2, execution_since = now() WHERE id = $1";
+    registry.execute(held, &[&tenant.id.0, &execution("gone")]).await?;
+    let leaving = json!({
+        "request": {"tenant_id": tenant.id, "reason": "customer_request"}, "execution": execution("leaving"),
+    });
+    seen.insert("BeginOffboardingFunction", calls(run(&BeginOffboarding::from_env(env)?, &leaving)).await?);
+    let returning =
+        |execution: &str| json!({"request": {"tenant_id": tenant.id, "reason": "offboarding"}, "execution": execution});
+    let cancel = CancelHold::from_env(env)?;
+    run(&cancel, &returning(&execution("first"))).await?;
+    let second = execution("second");
+    seen.insert("CancelHoldFunction", calls(run(&cancel, &returning(&second))).await?);
+    // One that runs: it waits for a tenant that nobody provisions.
+    let busy = registered(world, &mut world.registry().await?, Plan::Starter, true).await?.tenant;
+    let held = "UPDATE tenants SET status = 'provisioning', execution = $2, execution_since = now() WHERE id = $1";
+    registry.execute(held, &[&busy.id.0, &execution("never")]).await?;
+    let request = json!({"tenant_id": busy.id, "reason": "customer_request"});
+    let waiting = world.start_machine("OffboardTenantMachine", &request).await?;
+    registry.execute("UPDATE holds SET execution = $2 WHERE tenant_id = $1", &[&tenant.id.0, &waiting]).await?;
+    // It was published, so that nobody waits for its functions.
+    registry.execute("UPDATE holds SET expires_at = now() WHERE tenant_id = $1", &[&tenant.id.0]).await?;
+    let stop = json!({"tenant_id": tenant.id, "execution": second});
+    seen.insert("StopWaitingFunction", calls(run(&StopWaiting::from_env(env)?, &stop)).await?);
+    let (mail, owner) = (Mail::from_env(env)?, Contact { name: "Ada".into(), email: "ada@acme.example".into() });
+    let told = async { Ok(mail.send_farewell(&tenant, &owner, None, OffsetDateTime::now_utc()).await?) };
+    seen.insert("NotifyOwnerFunction", Box::pin(calls(told)).await?);
+    Ok(())
+}
+
+/// What the steps of a deletion were seen to call: a tenant with a server of its own, and something in every store.
+async fn deleted(world: &World, tenant: &Tenant, seen: &mut BTreeMap<&'static str, BTreeSet<String>>) -> Result<()> {
+    let cloudfront = aws_sdk_cloudfront::Client::new(&world.env.aws);
+    let env = &world.env.clone().with("DISTRIBUTION_ID", &distribution(&cloudfront).await?);
+    let (identity, bucket, queue) = (Identity::from_env(env)?, Bucket::from_env(env)?, Queue::from_env(env));
+    for resource in [&identity as &dyn Resource, &bucket, &queue, &Billing::from_env(env)?] {
+        resource.ensure(tenant).await?;
+    }
+    fill(&world.s3(), &tenant.bucket()).await?;
+    let registry = world.registry().await?;
+    for status in ["provisioning", "active", "suspended"] {
+        let sql = "UPDATE tenants SET status = $2::text::tenant_status, execution = NULL, execution_since = NULL WHERE id = $1";
+        registry.execute(sql, &[&tenant.id.0, &status]).await?;
+    }
+    condemn(world, tenant).await?;
+    let nobody = begun_by_nobody(world, tenant).await?;
+    let next = nobody.replace(":delete-tenant:", ":delete-tenant:next-");
+    let begin = json!({"request": {"tenant_id": tenant.id}, "execution": next});
+    seen.insert("BeginDeletionFunction", calls(run(&BeginDeletion::from_env(env)?, &begin)).await?);
+    let call = &json!({"tenant_id": tenant.id, "execution": next});
+    let step = |removal: Box<dyn Removal>| async move {
+        let step = Deleting::by(env, removal)?;
+        Box::pin(calls(run(&*step, call))).await
+    };
+    seen.insert("CountTenantFunction", step(Box::new(CountTenant::from_env(env)?)).await?);
+    seen.insert("ScanTenantFunction", step(Box::new(ScanTenant::from_env(env)?)).await?);
+    seen.insert("RetireAccessFunction", step(Box::new(RetireAccess::from_env(env)?)).await?);
+    seen.insert("InvalidateCacheFunction", step(Box::new(InvalidateCache::from_env(env)?)).await?);
+    seen.insert("DrainBucketFunction", step(Box::new(DrainBucket::from_env(env)?)).await?);
+    seen.insert("AskDownstreamFunction", step(Box::new(AskDownstream::from_env(env)?)).await?);
+    seen.insert("ForgetBillingFunction", step(Box::new(ForgetBilling::from_env(env)?)).await?);
+    // As if all were gone: what is certified is not what this test is about.
+    registry.execute("UPDATE deletions SET clean = true WHERE tenant_id = $1", &[&tenant.id.0]).await?;
+    seen.insert("SignCertificateFunction", step(Box::new(SignCertificate::from_env(env)?)).await?);
+    for resource in [&identity as &dyn Resource, &bucket, &queue] {
+        resource.remove(tenant).await?;
+    }
+    Ok(())
+}
+
+/// A distribution, and its id.
+async fn distribution(cloudfront: &aws_sdk_cloudfront::Client) -> Result<String> {
+    use aws_sdk_cloudfront::types::{
+        DefaultCacheBehavior, DistributionConfig, Origin, Origins, S3OriginConfig, ViewerProtocolPolicy,
+    };
+    let plain = S3OriginConfig::builder().origin_access_identity("").build();
+    let origin = Origin::builder().id("files").domain_name("files.s3.amazonaws.com").s3_origin_config(plain).build()?;
+    let behavior = DefaultCacheBehavior::builder()
+        .target_origin_id("files")
+        .viewer_protocol_policy(ViewerProtocolPolicy::HttpsOnly)
+        .build()?;
+    let config = DistributionConfig::builder()
+        .caller_reference(Uuid::new_v4().to_string())
+        .comment("tenants' files")
+        .enabled(true)
+        .origins(Origins::builder().quantity(1).items(origin).build()?)
+        .default_cache_behavior(behavior)
+        .build()?;
+    let made = cloudfront.create_distribution().distribution_config(config).send().await?;
+    Ok(made.distribution.map(|made| made.id).unwrap_or_default())
+}
+
 /// A tenant that is to have a server of its own.
 async fn dedicated(world: &World) -> Result<Tenant> {
     Ok(registered(world, &mut world.registry().await?, Plan::Enterprise, true).await?.tenant)
@@ -329,7 +483,7 @@ fn execution_of(machine: &str, name: &str) -> String {
     format!("arn:aws:states:us-east-1:000000000000:execution:{machine}:{name}-{}", Uuid::new_v4())
 }
 
-async fn run(step: &dyn Step, input: &Value) -> Result<()> {
+pub async fn run(step: &dyn Step, input: &Value) -> Result<()> {
     step.run("test", input).await?;
     Ok(())
 }
@@ -356,7 +510,7 @@ async fn fill(s3: &aws_sdk_s3::Client, bucket: &str) -> Result<()> {
 }
 
 /// IAM's names of the AWS operations that a future calls, as the SDK's own spans name them.
-async fn calls<T>(work: impl Future<Output = Result<T>>) -> Result<BTreeSet<String>> {
+pub async fn calls<T>(work: impl Future<Output = Result<T>>) -> Result<BTreeSet<String>> {
     let spans = Spans::default();
     work.with_subscriber(tracing_subscriber::registry().with(spans.clone())).await?;
     let spans = std::mem::take(&mut *spans.0.lock().unwrap_or_else(PoisonError::into_inner));

@@ -10,6 +10,7 @@ mod billing;
 mod flow;
 mod in_service;
 mod inputs;
+mod leaving;
 mod machines;
 pub mod permissions;
 mod stack;
@@ -68,6 +69,11 @@ cases! {
     flow::UNDOS_REVERSE_THE_STEPS: "undos reverse the steps, and a failure enters at its own step's",
     flow::PERSONAL_DATA_IS_DROPPED: "the state holds no personal data after registration",
     in_service::FAILURES_FLAG_AND_UNDO_NOTHING: "a plan change takes the fence, gives it back, and undoes nothing",
+    leaving::BEGINS_WITH_THE_FENCE: "offboarding and coming back begin with the fence, and a refusal touches nothing",
+    leaving::SUPERSEDED_ENDS_QUIETLY: "who leaves or comes back for another execution ends quietly",
+    leaving::THE_LONG_WAIT_IS_KEPT: "after the long wait only CheckHold and delete-tenant are called, as they always were",
+    leaving::NOTHING_LEADS_BACK: "from the deletion on, nothing leads back",
+    leaving::IN_SERVICE_LAST: "a tenant that comes back is in service when everything was given back and seen",
     machines::COMMENTED: "every state says what it is for",
     machines::FUNCTIONS_EXIST: "every function a machine names is in the template and has a binary",
     machines::MACHINES_EXIST: "every machine that another starts is in the template",
@@ -86,6 +92,7 @@ cases! {
     api::AUTHORIZERS_ARE_NOT_REMEMBERED: "what an authorizer decides is kept by nobody, and only API Gateway may ask it",
     api::REFUSALS_ARE_PROBLEMS: "an API's refusals are the gate's own problem documents, from its first deployment on",
     stack::DATA_IS_KEPT: "tables are retained, encrypted and recoverable",
+    stack::CERTIFICATES_ARE_KEPT: "certificates of deletion outlive the stack, and nobody replaces one",
     permissions::ROLES_ARE_THEIR_OWN: "every function has a role of its own",
     permissions::NO_WILDCARDS: "no role has a wildcard action, nor a wildcard resource without a reason",
     permissions::TENANTS_ROLES_ARE_BOUNDED: "roles are made only for tenants, and only with the boundary",
@@ -152,6 +159,11 @@ impl Contract {
         })
     }
 
+    /// A machine's definition.
+    pub fn machine(&self, name: &str) -> &Value {
+        &self.machines[name]
+    }
+
     /// The states that call a function.
     pub fn tasks(&self) -> impl Iterator<Item = (&str, &str, &Value)> {
         self.states().filter(|(_, _, state)| state["Type"] == "Task" && state["Resource"] != START)
@@ -180,6 +192,11 @@ impl Contract {
     /// For breaches: a state of provision-tenant.
     fn state(&mut self, name: &str) -> &mut Value {
         &mut self.machines.get_mut("provision-tenant").expect("the machine exists")["States"][name]
+    }
+
+    /// For breaches: a state of another machine.
+    fn state_of(&mut self, machine: &str, name: &str) -> &mut Value {
+        &mut self.machines.get_mut(machine).expect("the machine exists")["States"][name]
     }
 
     /// For breaches: the properties of a resource.

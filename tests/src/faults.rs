@@ -8,6 +8,9 @@ use crate::wire;
 use tenantry_core::tenant::TenantId;
 use tenantry_local::proxy::{Call, System, Tap, Verdict};
 
+/// Bytes that are kept of a call: what it names is at its beginning, and what is uploaded is megabytes.
+const MOST_BYTES: usize = 1 << 20;
+
 /// Looks at every call of the functions.
 #[derive(Default)]
 pub struct Faults {
@@ -125,7 +128,7 @@ impl Tap for Faults {
     fn judge(&self, call: &Call) -> Verdict {
         let operation = call.headers.get("x-amz-target").and_then(|target| target.to_str().ok()).unwrap_or_default();
         let mut text = format!("{} {} {operation}\n", call.method, call.target).into_bytes();
-        text.extend_from_slice(&call.body);
+        text.extend_from_slice(&call.body[..call.body.len().min(MOST_BYTES)]);
         let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
         let met = rules.iter().find(|rule| {
             let Target { system, function, holds: wanted } = &rule.target;

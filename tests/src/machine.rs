@@ -189,6 +189,6 @@ impl World {
     }
 
     fn functions(&self) -> aws_sdk_lambda::Client {
-        aws_sdk_lambda::Client::new(&self.env.aws)
+        tenantry_local::functions::client(&self.env.aws)
     }
 }

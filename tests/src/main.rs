@@ -13,8 +13,10 @@ mod calls;
 mod compensation;
 mod contract;
 mod database;
+mod deletion;
 mod dns;
 mod explain;
+mod export;
 mod faults;
 mod forward_auth;
 mod gate;
@@ -25,6 +27,8 @@ mod machine;
 mod mail;
 mod matrix;
 mod namespace;
+mod neighbour;
+mod offboarding;
 mod plan_change;
 mod provisioning;
 mod queue;
@@ -90,6 +94,8 @@ const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("explain", explain::CASES),
     ("triggers", triggers::CASES),
     ("suspension", suspension::CASES),
+    ("offboarding", offboarding::CASES),
+    ("export", export::CASES),
     ("gate", gate::CASES),
     ("forward_auth", forward_auth::CASES),
     ("authorizer", authorizer::CASES),
@@ -97,11 +103,17 @@ const TOGETHER: &[(&str, &[(&str, Case)])] = &[
     ("plan_change", plan_change::CASES),
     ("seats", seats::CASES),
     ("storage", storage::CASES),
+    ("deletion", deletion::CASES),
     ("logs", logs::CASES),
     ("matrix", matrix::CASES),
 ];
 /// Cases that compare the whole stack before and after: no other runs meanwhile.
-const ALONE: &[(&str, &[(&str, Case)])] = &[("bad_input", bad_input::CASES), ("sweep", sweep::ALONE)];
+const ALONE: &[(&str, &[(&str, Case)])] = &[
+    ("bad_input", bad_input::CASES),
+    ("sweep", sweep::ALONE),
+    ("offboarding", offboarding::ALONE),
+    ("deletion", deletion::ALONE),
+];
 
 /// A case that runs longer hangs.
 const CASE_PATIENCE: Duration = Duration::from_secs(1200);

@@ -176,10 +176,15 @@ async fn rights(world: &World) -> Result<()> {
         ("get", "", "secrets", "kube-system", false),
         ("list", "", "secrets", "tenant-acme", false),
         ("create", "", "pods", "tenant-acme", false),
+        ("delete", "", "pods", "tenant-acme", true),
+        ("delete", "", "resourcequotas", "tenant-acme", true),
+        ("delete", "", "limitranges", "tenant-acme", false),
         ("create", "", "pods/exec", "tenant-acme", false),
         ("create", "", "serviceaccounts/token", "tenant-acme", false),
         ("list", "", "nodes", "", false),
-        ("list", "", "namespaces", "", false),
+        // The deletion scan's right, in a group of its own on EKS.
+        ("list", "", "namespaces", "", true),
+        ("list", "", "persistentvolumes", "", true),
         ("create", "rbac.authorization.k8s.io", "clusterroles", "", false),
         ("create", "rbac.authorization.k8s.io", "clusterrolebindings", "", false),
         ("escalate", "rbac.authorization.k8s.io", "roles", "tenant-acme", false),
@@ -193,6 +198,14 @@ async fn rights(world: &World) -> Result<()> {
         let answer = create(&reviews, &review).await?.status.context("no answer")?;
         ensure!(answer.allowed == allowed, "{verb} {resource}/{subresource} in {namespace:?}: {}", answer.allowed);
     }
+    // Pods that are no tenant's are out of reach, whatever RBAC cannot say.
+    let (name, cluster) = (format!("bystander-{}", uuid::Uuid::new_v4().simple()), world.cluster().await?);
+    let theirs: Api<Pod> = Api::namespaced(cluster, "default");
+    create(&theirs, &pod(&name, &restricted(), "10m")).await?;
+    let ours: Api<Pod> = Api::namespaced(cluster_as(&file).await?, "default");
+    let refused = ours.delete(&name, &DeleteParams::default()).await.err().context("another's pod was deleted")?;
+    ensure!(refused.to_string().contains("only namespaces named tenant-"), "{refused}");
+    theirs.delete(&name, &DeleteParams::default()).await?;
     Ok(())
 }
 
@@ -223,21 +236,21 @@ where
     Ok(())
 }
 
-fn inside<K>(cluster: &Client, tenant: &Tenant) -> Api<K>
+pub fn inside<K>(cluster: &Client, tenant: &Tenant) -> Api<K>
 where
     K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope>,
 {
     Api::namespaced(cluster.clone(), &tenant.namespace())
 }
 
-async fn create<K>(api: &Api<K>, object: &Value) -> Result<K>
+pub async fn create<K>(api: &Api<K>, object: &Value) -> Result<K>
 where
     K: Clone + std::fmt::Debug + DeserializeOwned + serde::Serialize,
 {
     Ok(api.create(&PostParams::default(), &serde_json::from_value(object.clone())?).await?)
 }
 
-async fn forbidden<K>(api: &Api<K>, object: &Value, why: &str) -> Result<()>
+pub async fn forbidden<K>(api: &Api<K>, object: &Value, why: &str) -> Result<()>
 where
     K: Clone + std::fmt::Debug + DeserializeOwned + serde::Serialize,
 {
@@ -246,7 +259,7 @@ where
     Ok(())
 }
 
-fn restricted() -> Value {
+pub fn restricted() -> Value {
     json!({
         "allowPrivilegeEscalation": false,
         "runAsNonRoot": true,
@@ -255,7 +268,7 @@ fn restricted() -> Value {
     })
 }
 
-fn pod(name: &str, security: &Value, cpu: &str) -> Value {
+pub fn pod(name: &str, security: &Value, cpu: &str) -> Value {
     let resources = json!({"cpu": cpu, "memory": "16Mi"});
     json!({"metadata": {"name": name}, "spec": {"containers": [{
         "name": "main",

@@ -14,6 +14,7 @@ pub fn fresh_tenant(world: &World, stem: &str) -> anyhow::Result<Tenant> {
         isolation: Isolation::Schema,
         region: world.env.aws.region().map_or("us-east-1", |region| region.as_ref()).parse()?,
         status: Status::Provisioning,
+        frozen: false,
         quotas: PlanQuotas {
             storage_bytes: 107_374_182_400,
             api_calls_per_month: 1_000_000,

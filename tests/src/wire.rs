@@ -46,12 +46,15 @@ pub fn actions(call: &Call) -> Vec<String> {
             ("route53", "POST", [_, "hostedzone", _, "rrset" | "rrset/"]) => "ChangeResourceRecordSets",
             ("route53", "GET", [_, "hostedzone", _]) => "GetHostedZone",
             ("route53", "GET", [_, "change", _]) => "GetChange",
+            ("cloudfront", "POST", [_, "distribution", _, "invalidation"]) => "CreateInvalidation",
+            ("cloudfront", "GET", [_, "distribution", _, "invalidation", _]) => "GetInvalidation",
             ("eks", "GET", ["clusters", _]) => "DescribeCluster",
             ("eks", "GET", ["clusters", _, "pod-identity-associations"]) => "ListPodIdentityAssociations",
             ("eks", "POST", ["clusters", _, "pod-identity-associations"]) => "CreatePodIdentityAssociation",
             ("eks", "GET", ["clusters", _, "pod-identity-associations", _]) => "DescribePodIdentityAssociation",
             ("eks", "POST", ["clusters", _, "pod-identity-associations", _]) => "UpdatePodIdentityAssociation",
             ("eks", "DELETE", ["clusters", _, "pod-identity-associations", _]) => "DeletePodIdentityAssociation",
+            ("s3", "GET", []) => "ListAllMyBuckets",
             ("s3", method, [_]) => {
                 let of = OF_BUCKETS.iter().find(|(name, ..)| has(name));
                 match (of, method) {
@@ -67,6 +70,10 @@ pub fn actions(call: &Call) -> Vec<String> {
                 }
             }
             ("s3", "DELETE", _) if has("uploadId") => "AbortMultipartUpload",
+            // Of an object: reading it and its head are one action, and so are all the calls that put it there.
+            ("s3", "GET" | "HEAD", [_, _, ..]) => "GetObject",
+            ("s3", "PUT", [_, _, ..]) => "PutObject",
+            ("s3", "POST", [_, _, ..]) if has("uploads") || has("uploadId") => "PutObject",
             _ => "?",
         };
         named.to_owned()

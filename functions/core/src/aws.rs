@@ -41,6 +41,12 @@ pub fn loader() -> ConfigLoader {
         )
 }
 
+/// A client of S3. Only AWS resolves a host name per bucket; an endpoint given by hand has the bucket in the path.
+pub fn s3(config: &SdkConfig) -> aws_sdk_s3::Client {
+    let path_style = config.endpoint_url().is_some();
+    aws_sdk_s3::Client::from_conf(aws_sdk_s3::config::Builder::from(config).force_path_style(path_style).build())
+}
+
 /// AWS error codes that mean "later": throttling, and things that another call is still making or deleting.
 const TRANSIENT_CODES: &[&str] = &[
     "AWS.SimpleQueueService.QueueDeletedRecently",

@@ -11,7 +11,7 @@ use tokio_postgres::Client;
 use crate::environment::Environment;
 use crate::error::StepError;
 use crate::postgres::Database;
-use crate::tenant::Tenant;
+use crate::tenant::{Slug, Tenant};
 
 /// The longest that Redis is waited for: below the functions' `Timeout`, and the machines try again.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -71,6 +71,49 @@ impl Registry for Database {
                 read => Ok(read?),
             }
         })
+    }
+}
+
+/// Keys that one step of a scan of Redis looks at.
+const SCAN_COUNT: u32 = 1000;
+
+impl Projector {
+    /// Every key with the tenant's hash tag, whoever wrote it.
+    ///
+    /// # Errors
+    /// `Transient` when Redis cannot be reached.
+    pub async fn keys(&self, slug: &Slug) -> Result<Vec<String>, StepError> {
+        let mut redis = self.redis().await?;
+        let (mut keys, mut cursor) = (Vec::new(), 0_u64);
+        loop {
+            let mut scan = redis::cmd("SCAN");
+            scan.arg(cursor).arg("MATCH").arg(format!("*{{{slug}}}*")).arg("COUNT").arg(SCAN_COUNT);
+            let (next, found): (u64, Vec<String>) =
+                scan.query_async(&mut redis).await.map_err(|error| unreached(&error))?;
+            keys.extend(found);
+            if next == 0 {
+                // A key that is moved meanwhile may be told twice.
+                keys.sort_unstable();
+                keys.dedup();
+                return Ok(keys);
+            }
+            cursor = next;
+        }
+    }
+
+    /// Deletes every key with the tenant's hash tag, and returns how many there were.
+    ///
+    /// # Errors
+    /// `Transient` when Redis cannot be reached.
+    pub async fn forget(&self, slug: &Slug) -> Result<usize, StepError> {
+        let keys = self.keys(slug).await?;
+        if !keys.is_empty() {
+            let mut unlink = redis::cmd("UNLINK");
+            unlink.arg(&keys);
+            let unlinked: Result<i64, _> = unlink.query_async(&mut self.redis().await?).await;
+            unlinked.map_err(|error| unreached(&error))?;
+        }
+        Ok(keys.len())
     }
 }
 

@@ -1,5 +1,7 @@
 //! Mail to a tenant's people, through SES.
 
+mod leaving;
+
 use aws_sdk_sesv2::Client;
 use aws_sdk_sesv2::types::{Body, Content, Destination, EmailContent, Message};
 use serde_json::{Value, json};
@@ -19,7 +21,7 @@ pub struct Mail {
     sender: String,
 }
 
-/// An invitation's link. It implements no `Debug`, so that it cannot reach a log by accident.
+/// A link that is to be known to its owner alone, to an invitation or an export. It implements no `Debug`, so that it cannot reach a log by accident.
 pub struct Link {
     /// Where it leads.
     pub url: String,
@@ -94,10 +96,7 @@ fn welcome(tenant: &Tenant, owner: &Contact, host: &str, link: Option<&Link>) ->
     let (name, markup, slug) = (&owner.name, escaped(&owner.name), &tenant.slug);
     let (text, html) = match link {
         Some(Link { url, until }) => {
-            let until = until
-                .to_offset(time::UtcOffset::UTC)
-                .format(format_description!("[year]-[month]-[day] [hour]:[minute] UTC"))
-                .map_err(|error| StepError::Unexpected(format!("writing the end of an invitation: {error}")))?;
+            let until = moment(*until)?;
             (
                 format!("To become its administrator, open this link until {until}; it works once:\n\n  {url}\n\n"),
                 format!(
@@ -161,6 +160,13 @@ fn size(bytes: i64) -> String {
         Some((name, unit)) => format!("{}.{} {name}", bytes / unit, bytes % unit * 10 / unit),
         None => format!("{bytes} bytes"),
     }
+}
+
+/// A moment as people read it, to the minute.
+fn moment(at: OffsetDateTime) -> Result<String, StepError> {
+    let format = format_description!("[year]-[month]-[day] [hour]:[minute] UTC");
+    let written = at.to_offset(time::UtcOffset::UTC).format(format);
+    written.map_err(|error| StepError::Unexpected(format!("writing a moment into a mail: {error}")))
 }
 
 /// A text inside HTML. Slugs, plans and hosts need none of this: they are DNS labels.

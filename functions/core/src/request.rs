@@ -6,20 +6,25 @@ use std::borrow::Cow;
 use std::str::FromStr;
 
 use serde_json::{Map, Value};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use crate::error::{Problem, StepError};
 use crate::registry::Selector;
 use crate::registry::contacts::Contact;
 use crate::registry::fence::{Actor, Failure};
+use crate::registry::holds::Extension;
 use crate::registry::payments::PaidFor;
 use crate::registry::plans::Wish;
-use crate::tenant::{InvalidName, Isolation, Plan, Reason, Region, Slug, TenantId};
+use crate::tenant::{InvalidName, Isolation, LeaveReason, Plan, Reason, Region, Slug, TenantId};
 
 /// The longest owner's name, in characters.
 const MAX_NAME_CHARS: usize = 200;
 /// The longest email address (RFC 5321 4.5.3.1.3, less the angle brackets).
 const MAX_EMAIL_BYTES: usize = 254;
+/// The most that a hold is put off at once: ten years.
+const MAX_EXTENSION_SECONDS: f64 = 315_360_000.0;
 /// The longest payment id, in bytes.
 const MAX_PAYMENT_ID_BYTES: usize = 255;
 
@@ -132,6 +137,158 @@ pub struct SuspensionCall {
     pub reason: Reason,
     /// Who wants it: named by the request, or else the execution.
     pub actor: String,
+    /// Who carries it out.
+    pub execution: Actor,
+}
+
+/// A request to take a tenant out of service for good: what offboard-tenant is started with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaving {
+    /// The tenant.
+    pub tenant: Selector,
+    /// Why; left out by who goes on with a hold that is open.
+    pub reason: Option<LeaveReason>,
+    /// Who wants it: named by the request, or else the execution.
+    pub actor: String,
+    /// Where somebody asked for erasure: no export, no hold.
+    pub erasure: Option<Erasure>,
+    /// Who waived the export, without which nothing else is deleted at once.
+    pub waived_by: Option<String>,
+    /// Who carries it out.
+    pub execution: Actor,
+}
+
+/// A request for erasure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Erasure {
+    /// The slug once more, so that nobody is erased by a wrong line.
+    pub confirm_slug: String,
+    /// Where the request is kept.
+    pub ticket: String,
+}
+
+impl Leaving {
+    /// Reads `{"request": {"tenant_id" or "slug", "reason", "actor", "erasure", "waive_export"}, "execution"}`; by hand, all in
+    /// one object.
+    ///
+    /// # Errors
+    /// `InvalidRequest` with every problem.
+    pub fn parse(document: &Value) -> Result<Self, StepError> {
+        let (execution, mut request, mut problems) = carried(document)?;
+        let tenant = selector(&mut request);
+        let reason = request.optional("reason", name::<LeaveReason>);
+        let actor = request.optional("actor", label);
+        let erasure = request.nested("erasure", "request.erasure", |fields| {
+            let confirm_slug = fields.required("confirm_slug", name::<Slug>);
+            let ticket = fields.required("ticket", ticket);
+            Some(Erasure { confirm_slug: confirm_slug?.to_string(), ticket: ticket? })
+        });
+        let waived_by = request.nested("waive_export", "request.waive_export", |fields| fields.required("by", label));
+        if matches!((&erasure, &waived_by), (Some(Some(_)), Some(Some(_)))) {
+            request.problem("waive_export", "must be left out of an erasure, which has no export");
+        }
+        problems.extend(request.finish());
+        match (tenant, reason, actor, erasure, waived_by, execution) {
+            (Some(tenant), Some(reason), Some(actor), Some(erasure), Some(waived_by), Some(execution))
+                if problems.is_empty() =>
+            {
+                let actor = actor.unwrap_or_else(|| execution.to_string());
+                Ok(Leaving { tenant, reason, actor, erasure, waived_by, execution })
+            }
+            _ => Err(StepError::InvalidRequest(problems)),
+        }
+    }
+
+    /// Whether the deletion is to follow at once.
+    pub fn is_at_once(&self) -> bool {
+        self.erasure.is_some() || self.waived_by.is_some()
+    }
+}
+
+/// An operator's wish to put a hold's end off.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HoldExtension {
+    /// The tenant.
+    pub tenant: Selector,
+    /// How far.
+    pub until: Extension,
+    /// Who wants it.
+    pub actor: Actor,
+}
+
+impl HoldExtension {
+    /// Reads `{"tenant_id" or "slug", "until" or "seconds", "execution"}`.
+    ///
+    /// # Errors
+    /// `InvalidRequest` with every problem.
+    pub fn parse(document: &Value) -> Result<Self, StepError> {
+        let mut fields = Fields::of("", document)?;
+        let tenant = selector(&mut fields);
+        let until = fields.optional("until", |value| {
+            let moment = value.as_str().and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
+            #[allow(clippy::cast_precision_loss)] // seconds since 1970 are exact in an f64
+            moment.map(|moment| Extension::Until(moment.unix_timestamp() as f64)).ok_or("must be a time as in RFC 3339")
+        });
+        let seconds = fields.optional("seconds", |value| {
+            let seconds = value.as_f64().filter(|seconds| (1.0..=MAX_EXTENSION_SECONDS).contains(seconds));
+            seconds.map(Extension::By).ok_or("must be a number of seconds, up to ten years")
+        });
+        let actor = fields.required("execution", name::<Actor>);
+        let until = match (until, seconds) {
+            (Some(Some(until)), Some(None)) | (Some(None), Some(Some(until))) => Some(until),
+            (Some(_), Some(_)) => {
+                fields.problem("", "must say until when, or by how many seconds");
+                None
+            }
+            _ => None,
+        };
+        let problems = fields.finish();
+        match (tenant, until, actor) {
+            (Some(tenant), Some(until), Some(actor)) if problems.is_empty() => {
+                Ok(HoldExtension { tenant, until, actor })
+            }
+            _ => Err(StepError::InvalidRequest(problems)),
+        }
+    }
+}
+
+/// An operator's wish to protect a tenant from deletion, or to lift that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProtectionCall {
+    /// The tenant.
+    pub tenant: Selector,
+    /// Whether it is to be protected.
+    pub protected: bool,
+    /// Who wants it.
+    pub actor: Actor,
+}
+
+impl ProtectionCall {
+    /// Reads `{"tenant_id" or "slug", "protected", "execution"}`.
+    ///
+    /// # Errors
+    /// `InvalidRequest` with every problem.
+    pub fn parse(document: &Value) -> Result<Self, StepError> {
+        let mut fields = Fields::of("", document)?;
+        let tenant = selector(&mut fields);
+        let protected = fields.required("protected", boolean);
+        let actor = fields.required("execution", name::<Actor>);
+        let problems = fields.finish();
+        match (tenant, protected, actor) {
+            (Some(tenant), Some(protected), Some(actor)) if problems.is_empty() => {
+                Ok(ProtectionCall { tenant, protected, actor })
+            }
+            _ => Err(StepError::InvalidRequest(problems)),
+        }
+    }
+}
+
+/// Who carries a request out, the request itself, and what is wrong around it. By hand, all is in one object.
+fn carried(document: &Value) -> Result<(Option<Actor>, Fields, Vec<Problem>), StepError> {
+    let mut outer = Fields::of("", document)?;
+    let execution = outer.required("execution", name::<Actor>);
+    let request = outer.request()?;
+    Ok((execution, request, outer.finish()))
 }
 
 impl SuspensionCall {
@@ -140,15 +297,15 @@ impl SuspensionCall {
     /// # Errors
     /// `InvalidRequest` with every problem.
     pub fn parse(document: &Value) -> Result<Self, StepError> {
-        let (outer, execution, mut request) = carried_out(document)?;
+        let (execution, mut request, mut problems) = carried(document)?;
         let tenant = selector(&mut request);
         let reason = request.required("reason", name::<Reason>);
         let actor = request.optional("actor", label);
-        let mut problems = outer.finish();
         problems.extend(request.finish());
         match (tenant, reason, actor, execution) {
             (Some(tenant), Some(reason), Some(actor), Some(execution)) if problems.is_empty() => {
-                Ok(SuspensionCall { tenant, reason, actor: actor.unwrap_or_else(|| execution.to_string()) })
+                let actor = actor.unwrap_or_else(|| execution.to_string());
+                Ok(SuspensionCall { tenant, reason, actor, execution })
             }
             _ => Err(StepError::InvalidRequest(problems)),
         }
@@ -173,12 +330,11 @@ impl PlanChangeCall {
     /// # Errors
     /// `InvalidRequest` with every problem.
     pub fn parse(document: &Value) -> Result<Self, StepError> {
-        let (outer, by, mut request) = carried_out(document)?;
+        let (by, mut request, mut problems) = carried(document)?;
         let tenant = selector(&mut request);
         let plan = request.optional("plan", name::<Plan>);
         let actor = request.optional("actor", label);
         let reason = request.optional("reason", label);
-        let mut problems = outer.finish();
         problems.extend(request.finish());
         match (tenant, plan, actor, reason, by) {
             (Some(tenant), Some(plan), Some(actor), Some(reason), Some(by)) if problems.is_empty() => {
@@ -188,15 +344,6 @@ impl PlanChangeCall {
             _ => Err(StepError::InvalidRequest(problems)),
         }
     }
-}
-
-/// What a machine hands on of its own input, `{"request", "execution"}`: what is left, who carries it out, and the request; by
-/// hand, all is one object.
-fn carried_out(document: &Value) -> Result<(Fields, Option<Actor>, Fields), StepError> {
-    let mut outer = Fields::of("", document)?;
-    let execution = outer.required("execution", name::<Actor>);
-    let request = outer.request()?;
-    Ok((outer, execution, request))
 }
 
 /// Reads which tenant somebody asks about. Who asks is accepted, as every step's input names it, and not needed.
@@ -209,6 +356,107 @@ pub fn tenant_asked_about(document: &Value) -> Result<Selector, StepError> {
     let _ = fields.optional("execution", name::<Actor>);
     let problems = fields.finish();
     tenant.filter(|_| problems.is_empty()).ok_or(StepError::InvalidRequest(problems))
+}
+
+/// Reads what delete-tenant was started with, and who carries it out: `{"request": {"tenant_id" or "slug"}, "execution"}`; by hand,
+/// all in one object.
+///
+/// # Errors
+/// `InvalidRequest` with every problem.
+pub fn tenant_to_delete(document: &Value) -> Result<(Selector, Actor), StepError> {
+    let mut outer = Fields::of("", document)?;
+    let actor = outer.required("execution", name::<Actor>);
+    let mut request = outer.request()?;
+    let tenant = selector(&mut request);
+    let mut problems = outer.finish();
+    problems.extend(request.finish());
+    match (tenant, actor) {
+        (Some(tenant), Some(actor)) if problems.is_empty() => Ok((tenant, actor)),
+        _ => Err(StepError::InvalidRequest(problems)),
+    }
+}
+
+/// A downstream system's `tenant.deletion_confirmed`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Confirmation {
+    /// Whose data was deleted.
+    pub tenant: TenantId,
+    /// The system's name, as it is registered.
+    pub system: String,
+    /// How many records were deleted, if the system says so.
+    pub records: Option<i64>,
+}
+
+impl Confirmation {
+    /// Reads the event's detail.
+    ///
+    /// # Errors
+    /// `InvalidRequest` with every problem.
+    pub fn parse(document: &Value) -> Result<Self, StepError> {
+        let mut fields = Fields::of("", document)?;
+        let tenant = fields.required("tenant_id", name::<TenantId>);
+        let system = fields.required("system", system_name);
+        let records = fields.optional("records", |value| {
+            value.as_i64().filter(|number| *number >= 0).ok_or("must be a number of records, from 0")
+        });
+        let problems = fields.finish();
+        match (tenant, system, records) {
+            (Some(tenant), Some(system), Some(records)) if problems.is_empty() => {
+                Ok(Confirmation { tenant, system, records })
+            }
+            _ => Err(StepError::InvalidRequest(problems)),
+        }
+    }
+}
+
+/// An operator's wish to have a system asked about every tenant that is deleted, or not asked any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DownstreamSystem {
+    /// Its name.
+    pub name: String,
+    /// What kind of system it is, such as `search-index`.
+    pub kind: String,
+    /// Whether it is not asked any more.
+    pub retire: bool,
+    /// Who wants it.
+    pub actor: String,
+}
+
+impl DownstreamSystem {
+    /// Reads `{"name", "kind", "retire", "execution": "manual:<who>"}`.
+    ///
+    /// # Errors
+    /// `InvalidRequest` with every problem.
+    pub fn parse(document: &Value) -> Result<Self, StepError> {
+        let mut fields = Fields::of("", document)?;
+        let called = fields.required("name", system_name);
+        let kind = fields.required("kind", system_name);
+        let retire = fields.optional("retire", boolean).map(Option::unwrap_or_default);
+        let actor = fields.required("execution", |value| match name::<Actor>(value) {
+            Ok(Actor::Manual(who)) => Ok(who),
+            Ok(Actor::Execution(_)) => Err("must be manual:<who>: only a person registers a system"),
+            Err(rule) => Err(rule),
+        });
+        let problems = fields.finish();
+        match (called, kind, retire, actor) {
+            (Some(name), Some(kind), Some(retire), Some(actor)) if problems.is_empty() => {
+                Ok(DownstreamSystem { name, kind, retire, actor })
+            }
+            _ => Err(StepError::InvalidRequest(problems)),
+        }
+    }
+}
+
+/// The name of a downstream system, or of a kind of them.
+fn system_name(value: &Value) -> Result<String, &'static str> {
+    let plain = |text: &&str| {
+        (2..=63).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+            && text.starts_with(|first: char| first.is_ascii_lowercase())
+            && !text.ends_with('-')
+    };
+    let text = value.as_str().filter(plain).map(str::to_owned);
+    text.ok_or("must be 2 to 63 lower-case letters, digits and hyphens, beginning with a letter")
 }
 
 /// The one tenant that a document names.
@@ -246,6 +494,38 @@ impl StepCall {
             (Some(tenant), Some(actor), Some(intent), Some(failure)) if problems.is_empty() => {
                 Ok(StepCall { tenant, actor, compensate: intent.unwrap_or_default(), failure })
             }
+            _ => Err(StepError::InvalidRequest(problems)),
+        }
+    }
+}
+
+/// What ExportPart gets: a step's input, and which part.
+#[derive(Debug, Clone)]
+pub struct PartCall {
+    /// The tenant.
+    pub tenant: Selector,
+    /// Who is acting.
+    pub actor: Actor,
+    /// The part's number, from 1.
+    pub part: i32,
+}
+
+impl PartCall {
+    /// Reads the step's input.
+    ///
+    /// # Errors
+    /// `InvalidRequest` with every problem.
+    pub fn parse(document: &Value) -> Result<Self, StepError> {
+        let mut fields = Fields::of("", document)?;
+        let tenant = selector(&mut fields);
+        let actor = fields.required("execution", name::<Actor>);
+        let part = fields.required("part", |value| {
+            let number = value.as_i64().and_then(|number| i32::try_from(number).ok()).filter(|number| *number > 0);
+            number.ok_or("must be the number of a part, from 1")
+        });
+        let problems = fields.finish();
+        match (tenant, actor, part) {
+            (Some(tenant), Some(actor), Some(part)) if problems.is_empty() => Ok(PartCall { tenant, actor, part }),
             _ => Err(StepError::InvalidRequest(problems)),
         }
     }
@@ -359,6 +639,30 @@ impl Fields {
         }
     }
 
+    /// An object inside this one, which may be left out; its own path is `path`.
+    fn nested<T>(
+        &mut self,
+        field: &str,
+        path: &'static str,
+        read: impl FnOnce(&mut Fields) -> Option<T>,
+    ) -> Option<Option<T>> {
+        let document = match self.optional(field, |value| Ok::<_, Rule>(value.clone()))? {
+            Some(document) => document,
+            None => return Some(None),
+        };
+        let mut nested = match Fields::of(path, &document) {
+            Ok(nested) => nested,
+            Err(StepError::InvalidRequest(problems)) => {
+                self.problems.extend(problems);
+                return None;
+            }
+            Err(_) => return None,
+        };
+        let value = read(&mut nested);
+        self.problems.extend(nested.finish());
+        value.map(Some)
+    }
+
     pub(crate) fn problem(&mut self, field: &str, rule: &str) {
         let path = [self.path, field].iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(".");
         let field = if path.is_empty() { "the request".to_owned() } else { path };
@@ -403,6 +707,13 @@ fn served(value: &Value, here: &Region) -> Result<Region, Rule> {
     } else {
         Err(format!("{region} is not served by this stack, which serves {here}").into())
     }
+}
+
+/// A name of who acts, as the audit trail keeps it for ever.
+fn ticket(value: &Value) -> Result<String, &'static str> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let text = value.as_str().filter(|text| (1..=64).contains(&text.len()) && text.bytes().all(plain));
+    text.map(str::to_owned).ok_or("must be 1 to 64 letters, digits, dots, hyphens or underscores: no free text")
 }
 
 fn stripe_id(value: &Value, prefix: &str, rule: &'static str) -> Result<String, &'static str> {

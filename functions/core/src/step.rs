@@ -160,24 +160,35 @@ impl Journaled {
 
     /// Acts under the fence and keeps the journal.
     async fn act(&self, name: &str, record: &Record, actor: &Actor) -> Result<Value, StepError> {
-        journal::begin(&*self.registry.client().await?, record, name, actor, self.allowed).await?;
-        let made = match self.action.act(&record.tenant, &self.registry).await {
-            Ok(made) => made,
-            Err(error) => {
-                // The failure itself matters more than its entry: a registry that is down must not hide it.
-                let recorded = async {
-                    let client = self.registry.client().await?;
-                    journal::failed(&*client, record, name, actor, &error).await
-                };
-                if let Err(unrecorded) = recorded.await {
-                    tracing::warn!(error = %unrecorded, "the failure could not be recorded in the journal");
-                }
-                return Err(error);
-            }
-        };
-        journal::done(&*self.registry.client().await?, record, name, actor, &made).await?;
+        let work = self.action.act(&record.tenant, &self.registry);
+        let made = journaled(&self.registry, name, record, actor, self.allowed, work).await?;
         Ok(json!({ "step": name, "outcome": "done", "made": made }))
     }
+}
+
+/// Does work on a tenant between two entries of the journal, if the actor may act on it before and after. Returns what it made.
+pub(crate) async fn journaled(
+    registry: &Database,
+    name: &str,
+    record: &Record,
+    actor: &Actor,
+    allowed: &[Status],
+    work: impl Future<Output = Result<Value, StepError>>,
+) -> Result<Value, StepError> {
+    journal::begin(&*registry.client().await?, record, name, actor, allowed).await?;
+    let made = match work.await {
+        Ok(made) => made,
+        Err(error) => {
+            // The failure itself matters more than its entry: a registry that is down must not hide it.
+            let recorded = async { journal::failed(&*registry.client().await?, record, name, actor, &error).await };
+            if let Err(unrecorded) = recorded.await {
+                tracing::warn!(error = %unrecorded, "the failure could not be recorded in the journal");
+            }
+            return Err(error);
+        }
+    };
+    journal::done(&*registry.client().await?, record, name, actor, &made).await?;
+    Ok(made)
 }
 
 #[async_trait]
@@ -189,7 +200,7 @@ impl Step for Journaled {
         fence::check(&record, &call.actor, self.allowed)?;
         if matches!(call.actor, Actor::Manual(_)) {
             // A person who runs a step wants it run: the journal is written, not believed.
-            let work = self.act(name, &record, &call.actor);
+            let work = Box::pin(self.act(name, &record, &call.actor));
             return act_by_hand(&self.registry, &record, &call.actor, name, work).await;
         }
         let entry = journal::entry(&*self.registry.client().await?, record.tenant.id, name).await?;

@@ -282,6 +282,22 @@ named! {
 }
 
 named! {
+    /// Why a tenant leaves: what its hold, its events and its certificate say, in place of free text.
+    LeaveReason {
+        /// Its owner asked for it.
+        CustomerRequest = "customer_request",
+        /// Its owner cancelled the subscription.
+        SubscriptionCancelled = "subscription_cancelled",
+        /// The contract came to its end.
+        ContractEnded = "contract_ended",
+        /// A law on data protection gives somebody the right to it.
+        DataProtectionLaw = "data_protection_law",
+        /// The account exists twice.
+        DuplicateAccount = "duplicate_account",
+    } or "must be one of customer_request, subscription_cancelled, contract_ended, data_protection_law, duplicate_account"
+}
+
+named! {
     /// Why a tenant is suspended. It may be so for several reasons at once; it is in service when none is left.
     Reason {
         /// The bill was not paid. Paying it lifts this reason, and no other.
@@ -354,6 +370,9 @@ pub struct Tenant {
     pub region: Region,
     /// Where it is in its life.
     pub status: Status,
+    /// Whether it is on its way out, so that nothing of it may be written: it has a hold that is open. A suspension alone
+    /// touches nothing.
+    pub frozen: bool,
     /// What its plan grants.
     pub quotas: PlanQuotas,
 }

@@ -1,7 +1,9 @@
 //! The command line of the local stack.
 
 mod bench;
+mod bench_export;
 mod bench_gate;
+mod certificate;
 mod failure;
 mod gate;
 
@@ -65,6 +67,9 @@ enum Command {
     /// Boots a stack of its own, and measures the gate beside the raw script, and how soon a suspension is felt.
     #[command(hide = true)]
     BenchGate,
+    /// Boots a stack of its own, and measures exports beside raw COPY and raw GET and PUT.
+    #[command(hide = true)]
+    BenchExport,
     /// Starts the provision-tenant machine with a file's JSON, and follows it.
     Provision {
         /// The machine's input, such as events/provision-tenant.json.
@@ -74,6 +79,15 @@ enum Command {
     Logs {
         /// The execution's name or ARN.
         execution: String,
+    },
+    /// Verifies a certificate of deletion, offline. Exits with 3 for another key, 4 where something was changed, 5 where it is no
+    /// certificate.
+    VerifyCertificate {
+        /// The certificate, as get-certificate gives it or as it is in its bucket.
+        file: PathBuf,
+        /// SHA-256 of the public key that must have signed it (of its DER form), in hexadecimal.
+        #[arg(long)]
+        key: String,
     },
     /// Runs a program until it ends or our standard input does.
     #[command(hide = true)]
@@ -96,6 +110,8 @@ pub fn run() -> ExitCode {
     let result = match cli.command {
         // Needs no runtime, and runs once a process of the stack.
         Command::Guard { user, interrupt, program } => guard::watch(&program, user.as_deref(), interrupt),
+        // Reads a file, and nothing else of the checkout.
+        Command::VerifyCertificate { file, key } => certificate::verify(&file, &key, cli.json),
         command => act(command, cli.json),
     };
     result.unwrap_or_else(|error| {
@@ -119,11 +135,12 @@ fn act(command: Command, json: bool) -> Result<ExitCode> {
             Command::Demo => return Box::pin(demo(&root, json, Show::Success)).await,
             Command::DemoFailure => return Box::pin(demo(&root, json, Show::Failure)).await,
             Command::BenchOnboarding => return Box::pin(demo(&root, json, Show::Onboarding)).await,
+            Command::BenchExport => return Box::pin(demo(&root, json, Show::Export)).await,
             Command::BenchGate => return Box::pin(demo(&root, json, Show::Gate)).await,
             Command::Provision { file } => return provision(&root, &file, json).await,
             Command::Logs { execution } => logs(&root, &execution, json).await?,
             Command::Supervise => Box::pin(supervisor::supervise(&root, json)).await?,
-            Command::Guard { .. } => bail!("guard needs no runtime"),
+            Command::Guard { .. } | Command::VerifyCertificate { .. } => bail!("this needs no runtime"),
         }
         Ok(ExitCode::SUCCESS)
     })
@@ -269,6 +286,7 @@ enum Show {
     Success,
     Failure,
     Onboarding,
+    Export,
     Gate,
 }
 
@@ -290,6 +308,7 @@ async fn demo(root: &Path, json: bool, what: Show) -> Result<ExitCode> {
                 Show::Success => show(&stack, root, &progress).await,
                 Show::Failure => failure::show(&stack, root, &progress).await,
                 Show::Onboarding => bench::onboarding(&stack, &progress).await,
+                Show::Export => Box::pin(bench_export::export(&stack, &progress)).await,
                 Show::Gate => Box::pin(bench_gate::gate(&stack, &progress)).await,
             }
         } => shown,
@@ -303,6 +322,7 @@ async fn demo(root: &Path, json: bool, what: Show) -> Result<ExitCode> {
     let what = match what {
         Show::Success => "provisioned and seen in every system; one was suspended until it was paid for, and metered",
         Show::Onboarding => "onboarded at once",
+        Show::Export => "exported",
         Show::Gate => "metered",
         Show::Failure => "failed, left nothing behind, and was provisioned once the cause was gone",
     };

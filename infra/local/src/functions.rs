@@ -2,8 +2,12 @@
 
 use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use aws_config::SdkConfig;
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::primitives::ByteStream;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -11,6 +15,8 @@ use sha2::{Digest, Sha256};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipWriter};
 
+/// Longer than any function of the template runs.
+const PATIENCE: Duration = Duration::from_secs(900);
 /// How many zips are made at once.
 const AT_ONCE: usize = 4;
 
@@ -66,6 +72,35 @@ fn pack(binary: &Path) -> Result<(String, Vec<u8>)> {
 pub fn built() -> Result<PathBuf> {
     let own = crate::guard::own_executable()?;
     Ok(own.parent().context("an executable is in a directory")?.to_path_buf())
+}
+
+/// A client that waits for a function's answer as long as functions may run, and calls it once.
+pub fn client(aws: &SdkConfig) -> aws_sdk_lambda::Client {
+    let patience = TimeoutConfig::builder().operation_timeout(PATIENCE).operation_attempt_timeout(PATIENCE).build();
+    let config = aws_sdk_lambda::config::Builder::from(aws).timeout_config(patience);
+    aws_sdk_lambda::Client::from_conf(config.retry_config(RetryConfig::disabled()).build())
+}
+
+/// The most memory, in bytes, that a process of a deployed function ever had, of those that run on this machine. `name` is the
+/// function's whole name.
+///
+/// # Errors
+/// When none runs: it was not called, or its sandbox has ended.
+pub fn peak_memory(name: &str) -> Result<f64> {
+    let marker = format!("AWS_LAMBDA_FUNCTION_NAME={name}\0");
+    let mut most = 0.0_f64;
+    for entry in std::fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let environment = std::fs::read(path.join("environ")).unwrap_or_default();
+        if environment.windows(marker.len()).any(|window| window == marker.as_bytes()) {
+            let status = std::fs::read_to_string(path.join("status")).unwrap_or_default();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+            let kib: Option<f64> = line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
+            most = most.max(kib.unwrap_or_default() * 1024.0);
+        }
+    }
+    ensure!(most > 0.0, "no process of {name} runs");
+    Ok(most)
 }
 
 #[cfg(test)]

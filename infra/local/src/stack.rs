@@ -34,6 +34,8 @@ const STRIPE_SECRET: &str = "tenantry/local/stripe";
 /// The cluster as EKS knows it, for the associations of tenants' roles; its API server is the stack's own.
 const EKS_CLUSTER: &str = "tenantry";
 const SENDER: &str = "no-reply@app.example.com";
+/// How long downstream systems are waited for: nobody at this machine waits for a day.
+const DOWNSTREAM_SECONDS: &str = "30";
 /// Ten instances of each function, as the template has it.
 const FUNCTION_CONCURRENCY: &str = "10";
 
@@ -190,6 +192,7 @@ impl Stack {
             ("StripeApiUrl", &stripe),
             ("StripeEventBusName", stripe_events::BUS),
             ("SenderAddress", SENDER),
+            ("DownstreamSeconds", DOWNSTREAM_SECONDS),
             (deploy::CONCURRENCY, FUNCTION_CONCURRENCY),
             ("DeployId", &deployment),
         ];

@@ -33,22 +33,31 @@ const RELEASE: &str = "ReleaseTenant";
 const FLAG: &str = "FlagTenant";
 
 /// The answers of functions that may stay in the state.
-const KEPT_ANSWERS: &[&str] =
-    &["$.Payload.tenant_id", "$.Payload.decision", "$.Payload.plan", "$.Payload.active", "$.Payload.status"];
+const KEPT_ANSWERS: &[&str] = &[
+    "$.Payload.tenant_id",
+    "$.Payload.decision",
+    "$.Payload.plan",
+    "$.Payload.active",
+    "$.Payload.status",
+    // An export's parts, which are numbers, when a hold ends, and how long others are waited for.
+    "$.Payload.parts",
+    "$.Payload.expires_at",
+    "$.Payload.seconds",
+];
 /// The states that no execution holds the tenant in, and that may be given what the machine was started with.
 const UP_TO_THE_FENCE: &[&str] =
     &["RouteRequest", "ValidateRequest", "RegisterTenant", "ConfirmPayment", "IntendToProvision", FENCE];
 
 /// A way out of a state.
 pub(super) struct Exit<'a> {
-    to: &'a str,
+    pub(super) to: &'a str,
     /// Taken on a failure.
     pub(super) caught: bool,
     /// What the state was given goes along.
     keeps_input: bool,
 }
 
-fn exits(state: &Value) -> Vec<Exit<'_>> {
+pub(super) fn exits(state: &Value) -> Vec<Exit<'_>> {
     // A Pass that makes nothing hands its input on; a Task's answer replaces it, unless ResultPath puts it elsewhere.
     let makes_nothing = state["Type"] == "Pass" && state["Parameters"].is_null() && state["Result"].is_null();
     let keeps_input = |clause: &Value| clause.get("ResultPath").is_some_and(|path| path != "$");

@@ -7,8 +7,11 @@ use tenantry_core::billing_event::BillingCall;
 use tenantry_core::error::StepError;
 use tenantry_core::registry::fence::Actor;
 use tenantry_core::request::quotas::{OverrideCall, SeatCall, UploadCall, UsageCall};
-use tenantry_core::request::{Payment, PlanChangeCall, SignUp, StepCall, SuspensionCall};
-use tenantry_core::tenant::{Isolation, Metered, Plan, Reason, Region};
+use tenantry_core::request::{
+    Confirmation, DownstreamSystem, HoldExtension, Leaving, PartCall, Payment, PlanChangeCall, ProtectionCall, SignUp,
+    StepCall, SuspensionCall,
+};
+use tenantry_core::tenant::{Isolation, LeaveReason, Metered, Plan, Reason, Region};
 use tenantry_local::stripe_events::BUS;
 
 use super::template::{each, taken, target};
@@ -23,6 +26,8 @@ const SUSPENSIONS: &[&str] = &["suspend-tenant", "reactivate-tenant"];
 const PLAN_CHANGE: &str = "change-plan";
 /// The input of the machine that follows billing.
 const LOOK: &str = "follow-billing";
+/// The inputs of the machines that take a tenant out of service for good.
+const OFFBOARDINGS: &[&str] = &["offboard-tenant", "delete-tenant"];
 const REQUESTED: &str = "tenant.requested";
 const PAID: &str = "payment.confirmed";
 
@@ -46,7 +51,8 @@ fn sign_ups(contract: &Contract) -> Vec<(&str, Value)> {
         .inputs
         .iter()
         .filter(|(name, input)| {
-            input.is_object() && !SUSPENSIONS.contains(&name.as_str()) && ![PLAN_CHANGE, LOOK].contains(&name.as_str())
+            let others = [SUSPENSIONS, OFFBOARDINGS, &[PLAN_CHANGE, LOOK]].concat();
+            input.is_object() && !others.contains(&name.as_str())
         })
         .map(|(name, input)| (name.as_str(), input.clone()));
     let sent = entries(contract)
@@ -74,6 +80,8 @@ fn accepted(step: &str, input: &Value, slug: &Value) -> Result<(), String> {
             SuspensionCall::parse(input).map_err(refused)?;
             holds(input["request"]["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
         }
+        "confirm-deletion" => Confirmation::parse(input).map(drop).map_err(refused),
+        "register-downstream" => DownstreamSystem::parse(input).map(drop).map_err(refused),
         "begin-plan-change" => {
             PlanChangeCall::parse(input).map_err(refused)?;
             holds(input["request"]["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
@@ -91,13 +99,32 @@ fn accepted(step: &str, input: &Value, slug: &Value) -> Result<(), String> {
                 && input["object"]["key"].is_string(),
             "must be the detail of an event of S3's",
         ),
-        "sweep-tenants" | "reconcile-gate" | "reconcile-storage" => {
+        "cancel-hold" => {
+            SuspensionCall::parse(input).map_err(refused)?;
+            holds(input["request"]["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
+        }
+        "begin-offboarding" => {
+            Leaving::parse(input).map_err(refused)?;
+            holds(input["request"]["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
+        }
+        "extend-hold" | "set-deletion-protection" => {
+            let read = HoldExtension::parse(input).map(drop);
+            let read = if step == "extend-hold" { read } else { ProtectionCall::parse(input).map(drop) };
+            read.map_err(refused)?;
+            holds(input["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
+        }
+        "sweep-tenants" | "reconcile-gate" | "reconcile-storage" | "sweep-holds" => {
             holds(*input == json!({}), "must be {}, as the schedule sends it")
         }
-        "accept-invite" => holds(
+        "accept-invite" | "download-export" => holds(
             input["requestContext"]["http"]["method"] == "GET" && input["queryStringParameters"]["token"].is_string(),
             "must be a function URL's request that only looks",
         ),
+        "export-part" => {
+            let call = PartCall::parse(input).map_err(refused)?;
+            holds(matches!(call.actor, Actor::Manual(_)), "must be run as manual:<who>")?;
+            holds(input["slug"] == *slug, "must name the tenant that events/provision-tenant.json makes")
+        }
         "authorize-request" => holds(
             input["type"] == "REQUEST"
                 && input["methodArn"].is_string()
@@ -198,6 +225,8 @@ pub(super) const WORKFLOWS_HAVE_INPUTS: Rule = Rule {
         broken.extend(PlanChangeCall::parse(&call).err().map(|error| format!("events/{PLAN_CHANGE}.json: {error}")));
         let look = json!({"request": contract.inputs[LOOK], "execution": "manual:you"});
         broken.extend(BillingCall::parse(&look).err().map(|error| format!("events/{LOOK}.json: {error}")));
+        let leaving = json!({"request": contract.inputs["offboard-tenant"], "execution": "manual:you"});
+        broken.extend(Leaving::parse(&leaving).err().map(|error| format!("events/offboard-tenant.json: {error}")));
         for (name, entry, detail) in entries(contract) {
             if entry["DetailType"] == PAID {
                 let waiting = sign_ups(contract)
@@ -222,6 +251,10 @@ pub(super) const WORKFLOWS_HAVE_INPUTS: Rule = Rule {
         }),
         ("a look at no tenant", |contract| {
             remove(contract.inputs.get_mut("follow-billing").expect("the input"), "slug");
+        }),
+        ("a departure with free text", |contract| {
+            contract.inputs.get_mut("offboard-tenant").expect("the input")["reason"] =
+                json!("we like another one better");
         }),
         ("a sign-up that is refused", |contract| {
             contract.inputs.get_mut("provision-tenant").expect("the input")["owner"]["email"] = json!("ada");
@@ -328,6 +361,38 @@ fn sent(event_type: &str) -> Vec<Value> {
                 }))
             })
             .chain([event(json!({"from": "starter", "to": "growth", "fits": true, "does_not_fit": []}))])
+            .collect(),
+        "tenant.offboarding_started" => plans()
+            .flat_map(|plan| LeaveReason::ALL.iter().map(move |reason| (plan, reason)))
+            .flat_map(|(plan, reason)| {
+                [("offboarding", true), ("offboarding", false), ("erasure", false)].map(|kind| (plan, reason, kind))
+            })
+            .map(|(plan, reason, (kind, exported))| {
+                event(json!({"plan": plan, "reason": reason, "kind": kind, "exported": exported}))
+            })
+            .collect(),
+        "tenant.deletion_requested" => plans()
+            .flat_map(|plan| [json!([]), json!(["search", "warehouse"])].map(|systems| (plan, systems)))
+            .map(|(plan, systems)| {
+                event(json!({"plan": plan, "systems": systems, "respond_by": "2026-11-25T08:00:00.5Z"}))
+            })
+            .collect(),
+        "tenant.deleted" => plans()
+            .flat_map(|plan| ["offboarding", "erasure"].map(|kind| (plan, kind)))
+            .map(|(plan, kind)| event(json!({"plan": plan, "kind": kind, "reason": "customer_request"})))
+            .collect(),
+        "tenant.exported" => plans()
+            .map(|plan| {
+                event(json!({
+                    "plan": plan,
+                    "export_id": "5d0f9a5c-9c3e-4d52-8f0a-5b1f6c1d2e06",
+                    "parts": 14,
+                    "tables": 7,
+                    "rows": 1_000_000,
+                    "objects": 0,
+                    "bytes": 123_456_789_012_i64,
+                }))
+            })
             .collect(),
         "tenant.quota_warning" | "tenant.quota_exceeded" => plans()
             .flat_map(|plan| Metered::ALL.iter().map(move |resource| (plan, resource)))

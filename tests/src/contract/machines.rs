@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tenantry_core::error::StepError;
+use tenantry_core::export::PART_TIMEOUT;
 use tenantry_core::steps::takeover::FUNCTION_TIMEOUT;
 use tenantry_core::{aws, postgres};
 
@@ -96,11 +97,11 @@ pub(super) const MACHINES_EXIST: Rule = Rule {
     },
     breaches: &[
         ("a machine that is not in the template", |contract| {
-            remove(&mut contract.template["Resources"], "ChangePlanMachine");
+            remove(&mut contract.template["Resources"], "DeleteTenantMachine");
         }),
         ("a start that nobody catches", |contract| {
-            let machine = contract.machines.get_mut("follow-billing").expect("the machine exists");
-            remove(&mut machine["States"]["ChangePlan"], "Catch");
+            let machine = contract.machines.get_mut("offboard-tenant").expect("the machine exists");
+            remove(&mut machine["States"]["DeleteTenant"], "Catch");
         }),
     ],
 };
@@ -131,8 +132,12 @@ pub(super) const ERRORS_ARE_KNOWN: Rule = Rule {
     ],
 };
 
-/// The states that wait for an RDS instance, which takes 5 to 10 minutes.
-const WAITING: &[&str] = &["CreateDatabase", "RemoveDatabase"];
+/// The states that wait for an RDS instance, which takes 5 to 10 minutes, and those that go on call by call through a bucket or
+/// the parts of an export.
+const WAITING: &[&str] = &["CreateDatabase", "RemoveDatabase", "PlanExport", "FinishExport"];
+/// The state whose function may outlast a takeover: what it writes counts only where it still may act, which it looks at when
+/// it has written it.
+const OUTLASTING: (&str, Duration) = ("ExportPart", PART_TIMEOUT);
 
 /// Whether a clause retries what is not ready for 15 minutes at least, jitter (half a pause, on average) counted.
 fn waits(clause: &Value) -> bool {
@@ -250,6 +255,8 @@ pub(super) const PAYLOADS_ARE_SMALL: Rule = Rule {
                     "request.$" if name == "BeginPlanChange" => "$",
                     // Billing's ids of what happened.
                     "request.$" if name == "FollowBilling" => "$",
+                    "request.$" if matches!(name, "BeginOffboarding" | "BeginDeletion" | "CancelHold") => "$",
+                    "part.$" if name == "ExportPart" => "$.part",
                     "payment.$" if name == "ConfirmPayment" => "$",
                     _ => "nothing",
                 };
@@ -286,10 +293,9 @@ pub(super) const TIMEOUTS_NEST: Rule = Rule {
             let patience = task["TimeoutSeconds"].as_u64().map(Duration::from_secs);
             match (function, patience) {
                 (Some(function), Some(patience)) if inner < function && function < patience => {
-                    if function != FUNCTION_TIMEOUT {
-                        broken.push(format!(
-                            "{name}Function: Timeout must be {FUNCTION_TIMEOUT:?}, which takeovers wait for"
-                        ));
+                    let bound = if name == OUTLASTING.0 { OUTLASTING.1 } else { FUNCTION_TIMEOUT };
+                    if function != bound {
+                        broken.push(format!("{name}Function: Timeout must be {bound:?}, which takeovers count on"));
                     }
                 }
                 _ => broken.push(format!(
@@ -310,6 +316,9 @@ pub(super) const TIMEOUTS_NEST: Rule = Rule {
         }),
         ("a function that runs longer than its Task", |contract| {
             contract.properties("CreateBucketFunction")["Timeout"] = json!(90);
+        }),
+        ("a part that is given more time than its statements", |contract| {
+            contract.properties("ExportPartFunction")["Timeout"] = json!(300);
         }),
         ("a function that ends before its client gives up", |contract| {
             contract.template["Globals"]["Function"]["Timeout"] = json!(20);

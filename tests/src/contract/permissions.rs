@@ -21,6 +21,11 @@ const BOUNDARY: &str = "TenantBoundary";
 const NAMELESS: &[&str] = &[
     // Figures of the account as a whole.
     "iam:GetAccountSummary",
+    // Listings of an account.
+    "iam:ListRoles",
+    "s3:ListAllMyBuckets",
+    "secretsmanager:ListSecrets",
+    "sqs:ListQueues",
     // X-Ray and the delivery of Step Functions' logs have no resource types (Service Authorization Reference).
     "xray:",
     "logs:CreateLogDelivery",
@@ -56,6 +61,8 @@ const OPEN_ENDED: &[&str] = &[
     ":og:default:",
     // Snapshots that somebody made by hand are named by hand; only those of an instance of a tenant's are listed.
     ":snapshot:",
+    // What exports are made of.
+    "${ExportsBucket.Arn}/exports/",
     // A row of database_servers may name any secret under this.
     ":secret:tenantry/${Stage}/database-server/",
     // Secrets Manager ends every ARN in six characters of its own.
@@ -63,9 +70,17 @@ const OPEN_ENDED: &[&str] = &[
     ":secret:${AppDatabaseSecret}-",
     ":secret:${StripeSecret}-",
     ":secret:tenantry/${Stage}/${Prefix}invite-key-",
+    ":secret:tenantry/${Stage}/${Prefix}export-key-",
     // Executions are named when they start.
+    ":execution:${Prefix}delete-tenant:",
+    ":execution:${Prefix}offboard-tenant:",
     ":execution:${Prefix}provision-tenant:",
     ":execution:${Prefix}change-plan:",
+    ":execution:${Prefix}offboard-tenant:",
+    ":execution:${Prefix}delete-tenant:",
+    ":execution:${Prefix}reactivate-tenant:",
+    // Certificates are named for tenants' ids.
+    "${CertificatesBucket.Arn}/",
     // A change's id is Route 53's, and tells its state and nothing else.
     ":route53:::change/",
     // An association's id is EKS's.
@@ -220,7 +235,7 @@ pub(super) const TENANTS_ROLES_ARE_BOUNDED: Rule = Rule {
         let tenants = json!({"Fn::Sub": "arn:${AWS::Partition}:iam::${AWS::AccountId}:role/tenant-*"});
         for (id, statement) in statements(contract) {
             let of_iam = |action: &&str| action.starts_with("iam:") || action.starts_with("sts:");
-            for action in actions(statement).filter(of_iam).filter(|action| *action != "iam:GetAccountSummary") {
+            for action in actions(statement).filter(of_iam).filter(|action| !NAMELESS.contains(action)) {
                 let conditions = &statement["Condition"]["StringEquals"];
                 if statement["Resource"] != tenants {
                     broken.push(format!("{id} allows {action} beyond the tenants' roles"));

@@ -35,10 +35,15 @@ fn keeps_logs(contract: &Contract, group: &Value) -> bool {
 /// Functions that people call, and the product's services.
 const FOR_CALLERS: &[&str] = &[
     "ExplainTenantFunction",
+    "ExtendHoldFunction",
+    "GetCertificateFunction",
     "IssueUploadFunction",
     "ReadUsageFunction",
+    "RegisterDownstreamFunction",
     "ReleaseSeatFunction",
     "ReserveSeatFunction",
+    "RevokeLinkFunction",
+    "SetDeletionProtectionFunction",
     "SetQuotaOverrideFunction",
 ];
 
@@ -374,9 +379,22 @@ pub(super) const DATA_IS_KEPT: Rule = Rule {
             broken
                 .extend(conditions.iter().filter(|(holds, _)| !holds).map(|(_, what)| format!("{id} must be {what}")));
         }
+        broken.extend(exports_end(contract));
         broken
     },
     breaches: &[
+        ("exports that are deleted with the stack", |contract| {
+            remove(&mut contract.template["Resources"]["ExportsBucket"], "DeletionPolicy");
+        }),
+        ("exports in the clear", |contract| remove(contract.properties("ExportsBucket"), "BucketEncryption")),
+        ("exports for everybody", |contract| {
+            contract.properties("ExportsBucket")["PublicAccessBlockConfiguration"]["BlockPublicPolicy"] = json!(false);
+        }),
+        ("exports over plain HTTP", |contract| remove(&mut contract.template["Resources"], "ExportsBucketPolicy")),
+        ("exports that never end", |contract| remove(contract.properties("ExportsBucket"), "LifecycleConfiguration")),
+        ("exports that end before their link", |contract| {
+            contract.template["Parameters"]["ExportDays"]["Default"] = json!(30);
+        }),
         ("a table that is deleted with the stack", |contract| {
             remove(&mut contract.template["Resources"]["ConfigTable"], "DeletionPolicy");
         }),
@@ -394,6 +412,73 @@ pub(super) const DATA_IS_KEPT: Rule = Rule {
         }),
     ],
 };
+
+pub(super) const CERTIFICATES_ARE_KEPT: Rule = Rule {
+    check: |contract| {
+        let (bucket, key) =
+            (&contract.template["Resources"]["CertificatesBucket"], &contract.template["Resources"]["CertificateKey"]);
+        let (kept, signs) = (&bucket["Properties"], &key["Properties"]);
+        let encryption = &kept["BucketEncryption"]["ServerSideEncryptionConfiguration"][0];
+        let closed = ["BlockPublicAcls", "BlockPublicPolicy", "IgnorePublicAcls", "RestrictPublicBuckets"];
+        let conditions = [
+            (is_retained(bucket) && is_retained(key), "certificates and their key must be retained"),
+            (signs["KeySpec"] == "ECC_NIST_P256" && signs["KeyUsage"] == "SIGN_VERIFY", "the key must sign with P-256"),
+            (encryption["ServerSideEncryptionByDefault"].is_object(), "certificates must be encrypted"),
+            (kept["VersioningConfiguration"]["Status"] == "Enabled", "no certificate may replace another"),
+            (
+                closed.iter().all(|block| kept["PublicAccessBlockConfiguration"][block] == true),
+                "certificates must not be public",
+            ),
+        ];
+        conditions.iter().filter(|(holds, _)| !holds).map(|(_, rule)| (*rule).to_owned()).collect()
+    },
+    breaches: &[
+        ("a key that goes with the stack", |contract| {
+            remove(&mut contract.template["Resources"]["CertificateKey"], "DeletionPolicy");
+        }),
+        ("a key that encrypts", |contract| {
+            contract.properties("CertificateKey")["KeyUsage"] = json!("ENCRYPT_DECRYPT");
+        }),
+        ("certificates in the clear", |contract| remove(contract.properties("CertificatesBucket"), "BucketEncryption")),
+        ("certificates that are replaced", |contract| {
+            remove(contract.properties("CertificatesBucket"), "VersioningConfiguration");
+        }),
+        ("certificates that anybody reads", |contract| {
+            contract.properties("CertificatesBucket")["PublicAccessBlockConfiguration"]["BlockPublicPolicy"] =
+                json!(false);
+        }),
+    ],
+};
+
+/// The bucket of exports outlives the stack, is closed and encrypted, and each export ends a day after its link.
+fn exports_end(contract: &Contract) -> Vec<String> {
+    let bucket = &contract.template["Resources"]["ExportsBucket"];
+    let (properties, parameters) = (&bucket["Properties"], &contract.template["Parameters"]);
+    let block = &properties["PublicAccessBlockConfiguration"];
+    let closed = ["BlockPublicAcls", "BlockPublicPolicy", "IgnorePublicAcls", "RestrictPublicBuckets"];
+    let rule = &properties["LifecycleConfiguration"]["Rules"][0];
+    let seconds = |name: &str, unit: u64| parameters[name]["Default"].as_u64().map_or(0, |number| number * unit);
+    let refused =
+        &contract.template["Resources"]["ExportsBucketPolicy"]["Properties"]["PolicyDocument"]["Statement"][0];
+    let conditions = [
+        (is_retained(bucket), "retained"),
+        (!properties["BucketEncryption"]["ServerSideEncryptionConfiguration"][0].is_null(), "encrypted"),
+        (closed.iter().all(|name| block[*name] == true), "closed to the public"),
+        (
+            refused["Effect"] == "Deny" && refused["Condition"]["Bool"]["aws:SecureTransport"] == "false",
+            "closed to plain HTTP",
+        ),
+        (
+            rule["Status"] == "Enabled"
+                && rule["Prefix"] == "exports/"
+                && rule["ExpirationInDays"] == json!({"Ref": "ExportDays"})
+                && !rule["AbortIncompleteMultipartUpload"].is_null(),
+            "emptied by its lifecycle",
+        ),
+        (seconds("ExportDays", 86_400) >= seconds("LinkSeconds", 1) + 86_400, "kept a day longer than links work"),
+    ];
+    conditions.iter().filter(|(holds, _)| !holds).map(|(_, what)| format!("ExportsBucket must be {what}")).collect()
+}
 
 pub(super) const OPERATORS_ARE_CALLED: Rule = Rule {
     check: |contract| {

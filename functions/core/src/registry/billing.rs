@@ -1,5 +1,6 @@
 //! What a tenant is at Stripe, as the registry remembers it.
 
+use time::OffsetDateTime;
 use tokio_postgres::GenericClient;
 
 use crate::error::StepError;
@@ -18,8 +19,10 @@ pub struct Account {
     pub subscription: Option<String>,
     /// The price of the tenant's plan.
     pub price: String,
-    /// Part of every idempotency key: rises when a compensation has finished, and not on resume.
+    /// Part of every idempotency key: rises when a compensation has finished and when the tenant leaves, and not on resume.
     pub attempt: i32,
+    /// Since when its subscription is ended by us; `None` while it has one.
+    pub cancelled_by_us_at: Option<OffsetDateTime>,
 }
 
 /// Reads a tenant's account.
@@ -28,7 +31,8 @@ pub struct Account {
 /// When the registry cannot be read.
 pub async fn account(client: &impl GenericClient, tenant: TenantId) -> Result<Account, StepError> {
     let sql =
-        "SELECT b.customer, coalesce(b.adopted, false), b.payment_method, b.subscription, q.billing_price, t.attempt
+        "SELECT b.customer, coalesce(b.adopted, false), b.payment_method, b.subscription, q.billing_price, t.attempt,
+                b.cancelled_by_us_at
                FROM tenants t JOIN plan_quotas q USING (plan) LEFT JOIN billing_accounts b ON b.tenant_id = t.id
                WHERE t.id = $1";
     let row = client.query_opt(sql, &[&tenant.0]).await?;
@@ -40,6 +44,7 @@ pub async fn account(client: &impl GenericClient, tenant: TenantId) -> Result<Ac
         subscription: row.try_get(3)?,
         price: row.try_get(4)?,
         attempt: row.try_get(5)?,
+        cancelled_by_us_at: row.try_get(6)?,
     })
 }
 
@@ -59,13 +64,36 @@ pub async fn remember(
     Ok(())
 }
 
-/// Marks the subscription as one that we cancel ourselves, before Stripe is told: what comes of it is nobody's payment that
-/// failed, and nobody who leaves.
+/// Marks the subscription as one that we end ourselves, before Stripe is told: what comes of it is nobody's payment that failed,
+/// and nobody who leaves. Again changes nothing.
 ///
 /// # Errors
 /// When the registry cannot be written.
 pub async fn cancelling(client: &impl GenericClient, tenant: TenantId) -> Result<(), StepError> {
     let sql = "UPDATE billing_accounts SET cancelled_by_us = subscription WHERE tenant_id = $1";
+    client.execute(sql, &[&tenant.0]).await?;
+    Ok(())
+}
+
+/// As [`cancelling`], of a tenant that leaves: later requests to Stripe are other ones than before.
+///
+/// # Errors
+/// When the registry cannot be written.
+pub async fn mark_cancelled(client: &impl GenericClient, tenant: TenantId) -> Result<(), StepError> {
+    let sql = "WITH marked AS (
+                   UPDATE billing_accounts SET cancelled_by_us_at = now(), cancelled_by_us = subscription
+                   WHERE tenant_id = $1 AND cancelled_by_us_at IS NULL RETURNING tenant_id)
+               UPDATE tenants SET attempt = attempt + 1 WHERE id IN (SELECT tenant_id FROM marked)";
+    client.execute(sql, &[&tenant.0]).await?;
+    Ok(())
+}
+
+/// Takes the mark back: the tenant is subscribed again.
+///
+/// # Errors
+/// When the registry cannot be written.
+pub async fn unmark_cancelled(client: &impl GenericClient, tenant: TenantId) -> Result<(), StepError> {
+    let sql = "UPDATE billing_accounts SET cancelled_by_us_at = NULL WHERE tenant_id = $1";
     client.execute(sql, &[&tenant.0]).await?;
     Ok(())
 }

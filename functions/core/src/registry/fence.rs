@@ -184,34 +184,7 @@ fn refuse_unready(record: &Record) -> Result<(), StepError> {
     Ok(())
 }
 
-/// Takes a tenant in service for an execution, in the transaction that goes on to change it. Returns the other execution that
-/// holds it, where one does.
-///
-/// # Errors
-/// `Conflict` for a tenant that is not in service; `Transient` while a person runs a step by hand.
-pub(super) async fn take_in_service(
-    transaction: &Transaction<'_>,
-    record: &Record,
-    execution: &str,
-) -> Result<Option<String>, StepError> {
-    let Tenant { id, slug, status, .. } = &record.tenant;
-    match record.execution.as_deref() {
-        Some(holder) if holder != execution => return Ok(Some(holder.to_owned())),
-        _ if !matches!(status, Status::Active | Status::Suspended) => {
-            return Err(StepError::Conflict(format!(
-                "tenant {slug} ({id}) is {status}, and not in service: nothing was changed"
-            )));
-        }
-        Some(_) => return Ok(None),
-        None => {}
-    }
-    refuse_while_manual(transaction, *id).await?;
-    let sql = "UPDATE tenants SET execution = $2, execution_since = now(), takeovers = 0 WHERE id = $1";
-    transaction.execute(sql, &[&id.0, &execution]).await?;
-    Ok(None)
-}
-
-async fn refuse_while_manual(transaction: &Transaction<'_>, tenant: TenantId) -> Result<(), StepError> {
+pub(super) async fn refuse_while_manual(transaction: &Transaction<'_>, tenant: TenantId) -> Result<(), StepError> {
     let sql = "SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))";
     if transaction.query_one(sql, &[&lock_name(tenant)]).await?.try_get::<_, bool>(0)? {
         return Ok(());
@@ -238,6 +211,59 @@ pub async fn take_over(client: &Client, tenant: TenantId, from: &str, to: &str) 
         )
         .await?;
     Ok(taken == 1)
+}
+
+/// Takes a tenant in one of these statuses for an execution, in one conditional update. `None` when it is ours now, or else who
+/// holds it: whether that one still lives, only Step Functions knows.
+///
+/// # Errors
+/// `Conflict` when the tenant is in another status; `Transient` while a person runs a step by hand.
+pub async fn hold(
+    client: &mut Client,
+    tenant: TenantId,
+    execution: &str,
+    statuses: &[Status],
+) -> Result<Option<String>, StepError> {
+    let transaction = client.transaction().await?;
+    audit::act_as(&transaction, execution).await?;
+    let record = read_for_update(&transaction, tenant).await?;
+    let holder = take(&transaction, &record, execution, statuses).await?;
+    transaction.commit().await?;
+    Ok(holder)
+}
+
+/// As [`hold`], in a transaction that has read the tenant's row to change it.
+///
+/// # Errors
+/// As [`hold`].
+pub(super) async fn take(
+    transaction: &Transaction<'_>,
+    record: &Record,
+    execution: &str,
+    statuses: &[Status],
+) -> Result<Option<String>, StepError> {
+    let Record { tenant: Tenant { id, slug, status, .. }, execution: holder, .. } = record;
+    if let Some(holder) = holder.as_deref().filter(|holder| *holder != execution) {
+        return Ok(Some(holder.to_owned()));
+    }
+    if !statuses.contains(status) {
+        return Err(StepError::Conflict(format!("tenant {slug} ({id}) is {status}: this is not for it now")));
+    }
+    refuse_while_manual(transaction, *id).await?;
+    put(transaction, *id, execution).await?;
+    Ok(None)
+}
+
+/// Makes an execution the tenant's holder, whoever was before.
+///
+/// # Errors
+/// When the registry cannot be written.
+pub(super) async fn put(transaction: &Transaction<'_>, tenant: TenantId, execution: &str) -> Result<(), StepError> {
+    let sql = "UPDATE tenants SET execution = $2,
+                      execution_since = CASE WHEN execution = $2 THEN execution_since ELSE now() END,
+                      takeovers = CASE WHEN execution IS NULL THEN 0 ELSE takeovers END WHERE id = $1";
+    transaction.execute(sql, &[&tenant.0, &execution]).await?;
+    Ok(())
 }
 
 /// Gives the fence of a tenant in service back. Again is a no-op.

@@ -6,11 +6,18 @@ pub mod audit;
 pub mod billing;
 pub mod billing_state;
 pub mod contacts;
+pub mod deletions;
+pub mod downstream;
+pub mod erasure;
+pub mod exports;
 pub mod fence;
+pub mod hold_sweep;
+pub mod holds;
 pub mod invites;
 pub mod journal;
 pub mod lifecycle;
 pub mod notices;
+pub mod offboarding;
 pub mod outbox;
 pub mod payments;
 pub mod placement;
@@ -67,6 +74,7 @@ pub struct Record {
 
 /// The columns of [`Record`]; every query that reads one selects these, from `tenants t JOIN plan_quotas q USING (plan)`.
 const RECORD: &str = "t.id, t.slug, t.plan::text, t.isolation::text, t.region, t.status::text, t.request_id, \
+    EXISTS (SELECT FROM holds h WHERE h.tenant_id = t.id AND h.state IN ('exporting', 'held', 'deleting')) AS frozen, \
     t.paid_at IS NOT NULL AS paid, t.execution, t.takeovers, t.needs_operator, q.storage_bytes, q.api_calls_per_month, \
     q.seats, q.cpu_millis, q.memory_mib, q.max_pods, q.max_objects, q.noncurrent_version_days, \
     q.infrequent_access_days, q.default_isolation::text, q.flags, q.rate_limits, q.settings";
@@ -111,6 +119,7 @@ fn record(row: &Row) -> Result<Record, StepError> {
             isolation: known(row, "isolation")?,
             region: known::<Region>(row, "region")?,
             status: known(row, "status")?,
+            frozen: row.try_get("frozen")?,
             quotas: PlanQuotas {
                 storage_bytes: row.try_get("storage_bytes")?,
                 api_calls_per_month: row.try_get("api_calls_per_month")?,

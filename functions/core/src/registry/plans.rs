@@ -82,7 +82,7 @@ pub async fn begin(client: &mut Client, tenant: TenantId, execution: &str, wish:
     let transaction = client.transaction().await?;
     audit::act_as(&transaction, execution).await?;
     let record = read_for_update(&transaction, tenant).await?;
-    if let Some(holder) = fence::take_in_service(&transaction, &record, execution).await? {
+    if let Some(holder) = fence::take(&transaction, &record, execution, IN_SERVICE).await? {
         return Ok(Begun::HeldBy(holder, record.tenant.plan));
     }
     let to = wish.plan.unwrap_or(record.tenant.plan);

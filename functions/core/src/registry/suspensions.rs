@@ -3,7 +3,7 @@
 use serde_json::json;
 use tokio_postgres::{Client, Transaction};
 
-use super::{Record, Selector, audit, outbox, read, read_for_update};
+use super::{Record, Selector, audit, holds, outbox, read, read_for_update};
 use crate::error::StepError;
 use crate::tenant::{Reason, Status, Tenant, TenantId};
 
@@ -33,24 +33,36 @@ pub async fn suspend_in(
     audit::act_as(transaction, actor).await?;
     let record = read_for_update(transaction, id).await?;
     refuse_gone(&record)?;
+    add(transaction, &record, reason, actor).await?;
+    Ok(read(transaction, &Selector::Id(id)).await?.tenant)
+}
+
+/// Adds a reason, in a transaction that has read the tenant's row to change it. Again is a no-op.
+pub(super) async fn add(
+    transaction: &Transaction<'_>,
+    record: &Record,
+    reason: Reason,
+    actor: &str,
+) -> Result<(), StepError> {
+    let id = record.tenant.id;
     let sql = "INSERT INTO suspensions (tenant_id, reason, actor) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
     if transaction.execute(sql, &[&id.0, &reason.as_str(), &actor]).await? == 1 {
         audit::record(transaction, id, actor, "suspended", &json!({ "reason": reason })).await?;
         if record.tenant.status == Status::Active {
-            set_status(transaction, &record, Status::Suspended).await?;
+            set_status(transaction, record, Status::Suspended).await?;
         }
         if matches!(record.tenant.status, Status::Active | Status::Suspended) {
-            outbox::enqueue(transaction, id, "tenant.suspended", detail(&record, reason)).await?;
+            outbox::enqueue(transaction, id, "tenant.suspended", detail(record, reason)).await?;
         }
     }
-    Ok(read(transaction, &Selector::Id(id)).await?.tenant)
+    Ok(())
 }
 
 /// Lifts one reason. When it was the last, the tenant is in service again, and `tenant.reactivated` goes out. Again is a
 /// no-op. Returns the tenant as it is then, and the reasons that are left.
 ///
 /// # Errors
-/// `Conflict` when the tenant is gone.
+/// `Conflict` when the tenant is gone, or on its way out: what was withdrawn from it has to be given back first.
 pub async fn lift(
     client: &mut Client,
     tenant: &Selector,
@@ -77,6 +89,9 @@ pub async fn lift_in(
     audit::act_as(transaction, actor).await?;
     let record = read_for_update(transaction, id).await?;
     refuse_gone(&record)?;
+    if reason == Reason::Offboarding {
+        refuse_withdrawn(transaction, &record).await?;
+    }
     let sql = "DELETE FROM suspensions WHERE tenant_id = $1 AND reason = $2";
     let lifted = transaction.execute(sql, &[&id.0, &reason.as_str()]).await? == 1;
     let left = reasons(transaction, &record).await?;
@@ -121,6 +136,22 @@ async fn set_status(transaction: &Transaction<'_>, record: &Record, status: Stat
 fn detail(record: &Record, reason: Reason) -> serde_json::Value {
     let Tenant { slug, plan, region, .. } = &record.tenant;
     json!({ "slug": slug, "plan": plan, "region": region, "reason": reason })
+}
+
+/// Refuses to bring a tenant back whose hold is open, or cancelled with its systems still closed.
+async fn refuse_withdrawn(transaction: &Transaction<'_>, record: &Record) -> Result<(), StepError> {
+    let Tenant { slug, id, .. } = &record.tenant;
+    let what = match holds::latest(transaction, *id).await? {
+        None => return Ok(()),
+        Some(hold) if hold.state == holds::State::Cancelled && hold.thawed => return Ok(()),
+        Some(hold) if hold.state == holds::State::Cancelled => "what its hold had withdrawn is not given back yet",
+        Some(hold) if hold.state == holds::State::Deleting => "it is being deleted, and cannot come back",
+        Some(_) => "it is on its way out",
+    };
+    Err(StepError::Conflict(format!(
+        "tenant {slug} ({id}): {what}. Only the reactivate-tenant machine brings back a tenant that was leaving: start it \
+         with {{\"tenant_id\": \"{id}\", \"reason\": \"offboarding\"}}"
+    )))
 }
 
 fn refuse_gone(record: &Record) -> Result<(), StepError> {

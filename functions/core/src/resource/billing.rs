@@ -1,7 +1,9 @@
 //! The tenant at Stripe: a customer, and a subscription to its plan's price. Both carry the tenant's id as metadata, so that
 //! what an unanswered call made is found again by listing.
 
+mod leaving;
 pub mod price;
+mod proration;
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
@@ -10,6 +12,7 @@ use crate::environment::Environment;
 use crate::error::{Problem, StepError};
 use crate::postgres::Database;
 use crate::registry::billing::{self, Account};
+use crate::registry::deletions::Billed;
 use crate::registry::{billing_state, contacts};
 use crate::resource::{Inspection, Resource};
 use crate::stripe::{Stripe, marked};
@@ -78,6 +81,32 @@ impl Billing {
         Ok(all)
     }
 
+    /// Ends what is left of the tenant's subscriptions and deletes its customers, and with them what Stripe keeps of its people. Gives
+    /// nothing back: offboarding has. An adopted customer stays. Returns how many were deleted; again finds none.
+    ///
+    /// # Errors
+    /// As Stripe answers.
+    pub async fn erase(&self, tenant: &Tenant, billed: &Billed) -> Result<usize, StepError> {
+        let Some(stripe) = &self.stripe else { return Ok(0) };
+        let mut account = self.account(tenant).await?;
+        // The registry forgets them before all is done; the deletion does not.
+        account.customer = account.customer.or_else(|| billed.customer.clone());
+        account.adopted |= billed.adopted;
+        let mut deleted = 0;
+        for customer in self.customers(stripe, tenant, &account).await? {
+            for subscription in self.subscriptions(stripe, tenant, &customer).await? {
+                if !is_over(&subscription) {
+                    stripe.delete(&format!("/v1/subscriptions/{}", text(&subscription, "id")?)).await?;
+                }
+            }
+            if !account.adopted {
+                stripe.delete(&format!("/v1/customers/{customer}")).await?;
+                deleted += 1;
+            }
+        }
+        Ok(deleted)
+    }
+
     async fn ensure_customer(&self, stripe: &Stripe, tenant: &Tenant, account: &Account) -> Result<String, StepError> {
         if let Some(customer) = self.customers(stripe, tenant, account).await?.into_iter().next() {
             return Ok(customer);
@@ -128,6 +157,33 @@ impl Billing {
         stripe.post("/v1/subscriptions", &form, &key(tenant, "subscription", account)).await
     }
 
+    /// The subscriptions that are not over, of all of the tenant's customers.
+    async fn live(&self, stripe: &Stripe, tenant: &Tenant, account: &Account) -> Result<Vec<Value>, StepError> {
+        let mut live = Vec::new();
+        for customer in self.customers(stripe, tenant, account).await? {
+            let mut found = self.subscriptions(stripe, tenant, &customer).await?;
+            found.retain(|subscription| !is_over(subscription));
+            live.extend(found);
+        }
+        Ok(live)
+    }
+
+    /// Ends what an invoice asks for.
+    async fn void_open(
+        &self,
+        stripe: &Stripe,
+        tenant: &Tenant,
+        account: &Account,
+        invoice: &Value,
+    ) -> Result<(), StepError> {
+        if invoice["status"] == "open" {
+            let id = text(invoice, "id")?;
+            let key = key(tenant, &format!("void {id}"), account);
+            stripe.post(&format!("/v1/invoices/{id}/void"), &[], &key).await?;
+        }
+        Ok(())
+    }
+
     /// Ends what a subscription's invoices ask for, and gives back what they charged, less what was given back before.
     async fn refund(
         &self,
@@ -137,19 +193,10 @@ impl Billing {
         subscription: &str,
     ) -> Result<(), StepError> {
         for invoice in stripe.list("/v1/invoices", &[("subscription", subscription)]).await? {
-            if invoice["status"] == "open" {
-                let id = text(&invoice, "id")?;
-                stripe
-                    .post(&format!("/v1/invoices/{id}/void"), &[], &key(tenant, &format!("void {id}"), account))
-                    .await?;
-            }
-            let charge = invoice["charge"].as_str().or_else(|| invoice["charge"]["id"].as_str());
-            let Some(charge) = charge.filter(|_| invoice["status"] == "paid") else { continue };
-            let amount = invoice["amount_paid"].as_i64().unwrap_or_default();
+            self.void_open(stripe, tenant, account, &invoice).await?;
+            let Some((charge, amount)) = paid(&invoice) else { continue };
             let refunds = stripe.list("/v1/refunds", &[("charge", charge)]).await?;
-            let given: i64 =
-                refunds.iter().filter(|one| one["status"] != "failed").filter_map(|one| one["amount"].as_i64()).sum();
-            let left = amount - given;
+            let left = amount - given_back(&refunds);
             if left > 0 {
                 let form = [
                     ("charge", charge),
@@ -219,16 +266,18 @@ impl Resource for Billing {
         let Some(stripe) = &self.stripe else { return Ok(Inspection::Absent) };
         let account = self.account(tenant).await?;
         let customers = self.customers(stripe, tenant, &account).await?;
-        let mut live = Vec::new();
-        for customer in &customers {
-            let mut found = self.subscriptions(stripe, tenant, customer).await?;
-            found.retain(|subscription| !is_over(subscription));
-            live.extend(found);
-        }
-        if live.is_empty() && (customers.is_empty() || account.adopted) {
+        let live = self.live(stripe, tenant, &account).await?;
+        // Until it is forgotten: an adopted customer stays, and is not the tenant's.
+        let left = account.cancelled_by_us_at.is_some() && account.subscription.is_some();
+        if live.is_empty() && (customers.is_empty() || account.adopted && !left) {
             return Ok(Inspection::Absent);
         }
         let mut drift = Vec::new();
+        if left {
+            // It left: the customer stays as long as the hold does, and nothing is charged.
+            drift.extend(live.iter().map(|_| "a subscription is not cancelled".to_owned()));
+            return Ok(if drift.is_empty() { Inspection::Present } else { Inspection::Drifted(drift) });
+        }
         if customers.len() > 1 {
             drift.push(format!("{} customers carry the tenant's id", customers.len()));
         }
@@ -255,7 +304,20 @@ fn price_of(subscription: &Value) -> &str {
     item["price"]["id"].as_str().or_else(|| item["plan"]["id"].as_str()).unwrap_or_default()
 }
 
-fn is_over(subscription: &Value) -> bool {
+/// The charge that paid an invoice, and how much it was.
+fn paid(invoice: &Value) -> Option<(&str, i64)> {
+    let charge = invoice["charge"].as_str().or_else(|| invoice["charge"]["id"].as_str())?;
+    (invoice["status"] == "paid").then(|| (charge, invoice["amount_paid"].as_i64().unwrap_or_default()))
+}
+
+/// What was given back of a charge.
+fn given_back(refunds: &[Value]) -> i64 {
+    let stands = |one: &&Value| one["status"] != "failed" && one["status"] != "canceled";
+    refunds.iter().filter(stands).filter_map(|one| one["amount"].as_i64()).sum()
+}
+
+/// Whether a subscription has ended for good.
+pub(crate) fn is_over(subscription: &Value) -> bool {
     subscription["status"].as_str().is_some_and(|status| OVER.contains(&status))
 }
 

@@ -60,6 +60,39 @@ pub fn all(env: &Environment) -> Result<Vec<Box<dyn Resource>>, StepError> {
     Ok(all)
 }
 
+/// Every resource that can be written, in the order in which a tenant that leaves is kept from it.
+///
+/// # Errors
+/// `Misconfigured` when a setting of one of them is missing.
+pub fn freezable(env: &Environment) -> Result<Vec<Box<dyn Freezable>>, StepError> {
+    Ok(vec![
+        Box::new(database::TenantDatabase::from_env(env)?),
+        Box::new(bucket::Bucket::from_env(env)?),
+        Box::new(queue::Queue::from_env(env)),
+        Box::new(namespace::Namespace::from_env(env)?),
+    ])
+}
+
+/// A resource that a tenant on its way out must not write any more, and may write again when it comes back.
+#[async_trait]
+pub trait Freezable: Resource {
+    /// Closes it to every writer where the tenant is frozen, those that are writing included, and opens it where it is not.
+    /// Running it again changes nothing. Returns when that is in force. Nothing is made: what is missing is an error, since
+    /// an empty thing in its place would hide the loss.
+    ///
+    /// # Errors
+    /// `Foreign` when the thing is not the tenant's; `Transient` when trying again may help.
+    async fn settle(&self, tenant: &Tenant) -> Result<(), StepError>;
+}
+
+/// A thing that is to be closed or opened, and is not there.
+pub(crate) fn missing(what: &str, tenant: &Tenant, step: &str) -> StepError {
+    StepError::NeedsOperator(format!(
+        "tenant {} ({}): its {what} is missing. Find out what became of it; {step}, run by hand, makes it anew",
+        tenant.slug, tenant.id
+    ))
+}
+
 /// A thing a tenant owns in some system, named by the tenant's id and slug alone.
 #[async_trait]
 pub trait Resource: Send + Sync {

@@ -12,7 +12,7 @@ use crate::environment::Environment;
 use crate::error::StepError;
 use crate::resource::policy_document::same_policy;
 use crate::resource::wait::until_done;
-use crate::resource::{Inspection, Resource};
+use crate::resource::{Freezable, Inspection, Resource, missing};
 use crate::tenant::{OWNER_TAG, Tenant};
 
 /// How long a message waits for its receiver, in seconds: 14 days, the most that SQS keeps one.
@@ -83,7 +83,7 @@ impl Queue {
             Found::Foreign(found) => return Err(StepError::Foreign { kind: "queue", name: name.to_owned(), found }),
             Found::Ours { url, attributes } => {
                 let arn = arn(&attributes)?;
-                let wanted = wanted(&arn, redrive);
+                let wanted = wanted(tenant, &arn, redrive);
                 if !differences(&attributes, &wanted).is_empty() {
                     let set = self.sqs.set_queue_attributes().queue_url(&url).set_attributes(Some(wanted));
                     set.send().await.map_err(|error| classify(&format!("mending queue {name}"), &error))?;
@@ -94,7 +94,7 @@ impl Queue {
         }
         let doing = format!("creating queue {name}");
         // Its policy names its ARN, which only SQS knows in full: the next look mends it.
-        let mut attributes = wanted("", redrive);
+        let mut attributes = wanted(tenant, "", redrive);
         attributes.remove(&Name::Policy);
         let create = self.sqs.create_queue().queue_name(name).set_attributes(Some(attributes));
         let created = create.tags(OWNER_TAG, tenant.id.to_string()).send().await;
@@ -112,8 +112,8 @@ impl Queue {
         match self.find(tenant, name).await? {
             Found::Ours { url, attributes } => {
                 let arn = arn(&attributes)?;
-                let set =
-                    self.sqs.set_queue_attributes().queue_url(&url).attributes(Name::Policy, policy(&arn).to_string());
+                let policy = policy(tenant, &arn).to_string();
+                let set = self.sqs.set_queue_attributes().queue_url(&url).attributes(Name::Policy, policy);
                 set.send().await.map_err(|error| classify(&doing, &error))?;
                 Ok(arn)
             }
@@ -125,12 +125,12 @@ impl Queue {
 }
 
 /// What a queue is made with. The queue that has a dead-letter queue is given its ARN.
-fn wanted(arn: &str, dead_letters: Option<&str>) -> HashMap<Name, String> {
+fn wanted(tenant: &Tenant, arn: &str, dead_letters: Option<&str>) -> HashMap<Name, String> {
     let mut attributes = HashMap::from([
         (Name::MessageRetentionPeriod, RETENTION_SECONDS.to_owned()),
         (Name::VisibilityTimeout, VISIBILITY_SECONDS.to_owned()),
         (Name::SqsManagedSseEnabled, "true".to_owned()),
-        (Name::Policy, policy(arn).to_string()),
+        (Name::Policy, policy(tenant, arn).to_string()),
     ]);
     if let Some(dead_letters) = dead_letters {
         let redrive = json!({ "deadLetterTargetArn": dead_letters, "maxReceiveCount": MOST_RECEIVES });
@@ -139,19 +139,23 @@ fn wanted(arn: &str, dead_letters: Option<&str>) -> HashMap<Name, String> {
     attributes
 }
 
-/// Who may use a queue is said by roles; its own policy only refuses what travels in the clear.
-fn policy(arn: &str) -> Value {
-    json!({
-        "Version": "2012-10-17",
-        "Statement": [{
-            "Sid": "OnlyEncryptedInTransit",
-            "Effect": "Deny",
-            "Principal": "*",
-            "Action": "sqs:*",
-            "Resource": arn,
-            "Condition": {"Bool": {"aws:SecureTransport": "false"}},
-        }],
-    })
+/// Who may use a queue is said by roles; its own policy only refuses what travels in the clear, and what is sent to a tenant
+/// that is frozen.
+fn policy(tenant: &Tenant, arn: &str) -> Value {
+    let mut statements = vec![json!({
+        "Sid": "OnlyEncryptedInTransit",
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "sqs:*",
+        "Resource": arn,
+        "Condition": {"Bool": {"aws:SecureTransport": "false"}},
+    })];
+    if tenant.frozen {
+        statements.push(json!({
+            "Sid": "Frozen", "Effect": "Deny", "Principal": "*", "Action": "sqs:SendMessage", "Resource": arn,
+        }));
+    }
+    json!({ "Version": "2012-10-17", "Statement": statements })
 }
 
 /// The attributes in which a queue differs from how it is made.
@@ -235,7 +239,7 @@ impl Resource for Queue {
                 }
                 Found::Ours { attributes, .. } => {
                     let arn = attributes.get(&Name::QueueArn).map(String::as_str).unwrap_or_default();
-                    let differing = differences(&attributes, &wanted(arn, redrive));
+                    let differing = differences(&attributes, &wanted(tenant, arn, redrive));
                     drift.extend(differing.iter().map(|what| format!("{name}: {what}")));
                 }
             }
@@ -245,6 +249,26 @@ impl Resource for Queue {
             (_, true) => Inspection::Present,
             (_, false) => Inspection::Drifted(drift),
         })
+    }
+}
+
+#[async_trait]
+impl Freezable for Queue {
+    async fn settle(&self, tenant: &Tenant) -> Result<(), StepError> {
+        for name in names(tenant) {
+            let (url, attributes) = match self.find(tenant, &name).await? {
+                Found::Ours { url, attributes } => (url, attributes),
+                Found::Foreign(found) => return Err(StepError::Foreign { kind: "queue", name, found }),
+                Found::Absent => return Err(missing("queue", tenant, "create-queue")),
+            };
+            let arn = attributes.get(&Name::QueueArn).map(String::as_str).unwrap_or_default();
+            let wanted = HashMap::from([(Name::Policy, policy(tenant, arn).to_string())]);
+            if !differences(&attributes, &wanted).is_empty() {
+                let set = self.sqs.set_queue_attributes().queue_url(&url).set_attributes(Some(wanted));
+                set.send().await.map_err(|error| classify(&format!("writing the policy of queue {name}"), &error))?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -15,6 +15,7 @@ pub(crate) fn tenant() -> Tenant {
         isolation: Isolation::Shared,
         region: "us-east-1".parse().expect("a region"),
         status: Status::Provisioning,
+        frozen: false,
         quotas: PlanQuotas {
             storage_bytes: 10_737_418_240,
             api_calls_per_month: 100_000,

@@ -105,9 +105,19 @@ impl TenantConfig {
         Ok(json!({ "table": self.table, "key": tenant.config_key() }))
     }
 
-    async fn held(&self, tenant: &Tenant) -> Result<Held, StepError> {
+    /// All there is under the tenant's key, as JSON: the items as they are.
+    ///
+    /// # Errors
+    /// When DynamoDB cannot be asked.
+    pub async fn items(&self, tenant: &Tenant) -> Result<Vec<Value>, StepError> {
+        let items = self.stored(tenant).await?;
+        let unreadable = |error| StepError::Unexpected(format!("the configuration of tenant {}: {error}", tenant.id));
+        items.into_iter().map(|item| serde_dynamo::from_item(item).map_err(unreadable)).collect()
+    }
+
+    async fn stored(&self, tenant: &Tenant) -> Result<Vec<HashMap<String, AttributeValue>>, StepError> {
         let doing = format!("reading the configuration of tenant {}", tenant.id);
-        let mut pages = self
+        let pages = self
             .dynamodb
             .query()
             .table_name(&self.table)
@@ -117,9 +127,12 @@ impl TenantConfig {
             .into_paginator()
             .items()
             .send();
+        pages.collect::<Result<_, _>>().await.map_err(|error| classify(&doing, &error))
+    }
+
+    async fn held(&self, tenant: &Tenant) -> Result<Held, StepError> {
         let mut held = Held::new();
-        while let Some(item) = pages.next().await {
-            let item = item.map_err(|error| classify(&doing, &error))?;
+        for item in self.stored(tenant).await? {
             let Some(Ok(name)) = item.get("item").map(AttributeValue::as_s) else { continue };
             let map = |key: &str| item.get(key).and_then(|map| map.as_m().ok()).cloned();
             held.insert(name.clone(), Item { values: map("values").unwrap_or_default(), seeded: map("seeded") });

@@ -8,8 +8,9 @@ use uuid::Uuid;
 
 use crate::environment::Environment;
 use crate::error::StepError;
-use crate::invite::Token;
+use crate::link::Token;
 use crate::mail::escaped;
+use crate::page::{method, page, queried, see_other};
 use crate::postgres::Database;
 use crate::registry::invites::{self, State};
 use crate::registry::quotas::Decision;
@@ -73,7 +74,7 @@ impl AcceptInvite {
     async fn opened(&self, text: &str) -> Result<Result<(invites::Invite, Record), Refusal>, StepError> {
         let Some(token) = Token::parse(text) else { return Ok(Err(Refusal::Unknown)) };
         let client = self.registry.client().await?;
-        let found = invites::find(&*client, token.invite).await?;
+        let found = invites::find(&*client, token.id).await?;
         let Some(invite) = found.filter(|invite| token.is(&invite.token_hash)) else {
             return Ok(Err(Refusal::Unknown));
         };
@@ -118,11 +119,7 @@ impl AcceptInvite {
         audit::record(&*client, record.tenant.id, ACTOR, "invite accepted", &detail).await?;
         tracing::info!(invite = %invite.id, "an invitation was accepted");
         let host = record.tenant.host(&self.base_domain);
-        Ok(json!({
-            "statusCode": 303,
-            "headers": {"location": format!("https://{host}/"), "cache-control": "no-store"},
-            "body": "",
-        }))
+        Ok(see_other(&format!("https://{host}/")))
     }
 
     /// Whether a user has a seat now.
@@ -151,9 +148,8 @@ impl AcceptInvite {
 #[async_trait]
 impl Step for AcceptInvite {
     async fn run(&self, _name: &'static str, input: &Value) -> Result<Value, StepError> {
-        let method = input["requestContext"]["http"]["method"].as_str().unwrap_or_default();
-        let answer = match method {
-            "GET" => self.show(input["queryStringParameters"]["token"].as_str().unwrap_or_default()).await,
+        let answer = match method(input) {
+            "GET" => self.show(queried(input, "token")).await,
             "POST" => self.accept(&posted(input).unwrap_or_default()).await,
             _ => Ok(page(405, "Not here", "<p>Open the link of your invitation.</p>")),
         };
@@ -173,23 +169,6 @@ fn posted(input: &Value) -> Option<String> {
         _ => body.to_owned(),
     };
     url::form_urlencoded::parse(body.as_bytes()).find(|(name, _)| name == "token").map(|(_, value)| value.into_owned())
-}
-
-/// A page that loads nothing, is kept by nobody and tells no other page where it was.
-fn page(status: u16, title: &str, content: &str) -> Value {
-    json!({
-        "statusCode": status,
-        "headers": {
-            "content-type": "text/html; charset=utf-8",
-            "cache-control": "no-store",
-            "referrer-policy": "no-referrer",
-            "x-content-type-options": "nosniff",
-            "content-security-policy": "default-src 'none'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
-        },
-        "body": format!(
-            "<!DOCTYPE html>\n<html lang=\"en\"><head><title>{title}</title></head><body><h1>{title}</h1>{content}</body></html>\n"
-        ),
-    })
 }
 
 #[cfg(test)]

@@ -10,13 +10,14 @@ use crate::environment::Environment;
 use crate::error::{Problem, StepError};
 use crate::postgres::Database;
 use crate::registry::fence::{self, Actor, Failure};
-use crate::registry::{self, Record, journal};
+use crate::registry::{self, Record, deletions, journal};
 use crate::request::StepCall;
 use crate::resource::{self, Inspection, Resource};
 use crate::step::{self, Step, log_tenant};
 use crate::tenant::{Status, Tenant};
 
-/// Removes one resource, under the fence. The step that made it is no longer done once this has begun.
+/// Removes one resource, under the fence: of an attempt that failed, or of a tenant that is deleted. The step that made it is no
+/// longer done once this has begun.
 pub struct Undo {
     registry: Database,
     resource: Box<dyn Resource>,
@@ -59,9 +60,16 @@ impl Step for Undo {
         let call = StepCall::parse(input)?;
         let record = registry::read(&*self.registry.client().await?, &call.tenant).await?;
         log_tenant(&record.tenant);
-        fence::check(&record, &call.actor, &[Status::Provisioning])?;
+        fence::check(&record, &call.actor, &[Status::Provisioning, Status::Suspended])?;
+        let deleted = record.tenant.status == Status::Suspended;
+        if deleted {
+            // Nothing of a tenant in service is taken away: a suspended one's only once its deletion has begun.
+            deletions::under_way(&*self.registry.client().await?, &record, &call.actor).await?;
+        }
         let Actor::Execution(execution) = &call.actor else {
-            refuse_in_service(&record)?;
+            if !deleted {
+                refuse_in_service(&record)?;
+            }
             let work = self.undo(&record, &call.actor);
             return step::act_by_hand(&self.registry, &record, &call.actor, name, work).await;
         };

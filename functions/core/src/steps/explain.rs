@@ -101,12 +101,18 @@ impl Step for ExplainTenant {
     }
 }
 
+/// How a tenant on its way out is kept from it.
+const BRING_BACK: &str = "until its deletion begins, reactivate-tenant with the reason offboarding brings it back";
+
 /// What to do next, in one sentence. `changes_plan` says whether a plan change is not finished.
 fn next(record: &Record, failure: &Value, looks: &[Look], changes_plan: bool) -> String {
     let (tenant, id) = (&record.tenant, record.tenant.id);
     let again = format!("start provision-tenant with {{\"tenant_id\": \"{id}\"}}");
     if let (Some(execution), true) = (&record.execution, changes_plan) {
         return format!("wait for {execution}, which changes the plan; stopped, it is finished by another");
+    }
+    if let (Some(execution), true) = (&record.execution, tenant.frozen) {
+        return format!("wait for {execution}, which takes it out of service for good; {BRING_BACK}");
     }
     if let Some(execution) = &record.execution {
         return format!("wait for {execution}; stopping it cancels the attempt, and what it made is undone");
@@ -134,6 +140,9 @@ fn next(record: &Record, failure: &Value, looks: &[Look], changes_plan: bool) ->
         Status::Active | Status::Suspended if record.needs_operator.is_some() => {
             "put right what needs_operator names, run that step by hand, then clear needs_operator in the registry"
                 .to_owned()
+        }
+        Status::Suspended if tenant.frozen && wrong.is_empty() => {
+            format!("nothing: it is frozen as it should be until its hold ends; {BRING_BACK}")
         }
         Status::Active | Status::Suspended if wrong.is_empty() => "nothing: all is as it should be".to_owned(),
         Status::Active | Status::Suspended => format!(

@@ -40,7 +40,7 @@ impl BeginPlanChange {
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
         Ok(BeginPlanChange {
             registry: Database::registry(env)?,
-            holders: Holders::new(env),
+            holders: Holders::from_env(env),
             gate: Projector::from_env(env)?,
         })
     }

@@ -44,7 +44,7 @@ impl BeginProvisioning {
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
         Ok(BeginProvisioning {
             registry: Database::registry(env)?,
-            holders: Holders::new(env),
+            holders: Holders::from_env(env),
             capacity: Capacity::from_env(env)?,
         })
     }

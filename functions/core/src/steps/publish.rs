@@ -77,6 +77,30 @@ impl PublishEvents {
     }
 }
 
+impl PublishEvents {
+    /// Publishes all that waits, of one tenant or of all, and returns how many events that were.
+    ///
+    /// # Errors
+    /// `Transient` when the bus refused some: they stay in the outbox.
+    pub(super) async fn publish(&self, tenant: Option<TenantId>) -> Result<usize, StepError> {
+        let mut published = 0;
+        loop {
+            let (taken, accepted) = self.publish_batch(tenant).await?;
+            published += accepted;
+            if accepted < taken {
+                return Err(StepError::Transient(format!(
+                    "event bus {} refused {} of {taken} events; they stay in the outbox",
+                    self.bus,
+                    taken - accepted
+                )));
+            }
+            if taken == 0 {
+                return Ok(published);
+            }
+        }
+    }
+}
+
 #[async_trait]
 impl Step for PublishEvents {
     async fn run(&self, _name: &'static str, input: &Value) -> Result<Value, StepError> {
@@ -90,20 +114,6 @@ impl Step for PublishEvents {
             log_tenant(&record.tenant);
             Some(record.tenant.id)
         };
-        let mut published = 0;
-        loop {
-            let (taken, accepted) = self.publish_batch(tenant).await?;
-            published += accepted;
-            if accepted < taken {
-                return Err(StepError::Transient(format!(
-                    "event bus {} refused {} of {taken} events; they stay in the outbox",
-                    self.bus,
-                    taken - accepted
-                )));
-            }
-            if taken == 0 {
-                return Ok(json!({ "published": published }));
-            }
-        }
+        Ok(json!({ "published": self.publish(tenant).await? }))
     }
 }

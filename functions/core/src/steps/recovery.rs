@@ -17,7 +17,7 @@ use crate::postgres::Database;
 use crate::registry::fence::{self, Failure};
 use crate::registry::{self, Record, Selector, billing_state, retries};
 use crate::step::{Step, log_tenant};
-use crate::tenant::TenantId;
+use crate::tenant::{Reason, TenantId};
 
 /// How often a tenant is resumed by itself before an operator has to look.
 const MOST_TAKEOVERS: i32 = 3;
@@ -27,7 +27,8 @@ struct Recovery {
     registry: Database,
     machines: aws_sdk_sfn::Client,
     provision_machine: String,
-    change_plan_machine: String,
+    /// The machines that finish what they began: a stopped execution of theirs is no wish to undo.
+    finishing_machines: Vec<String>,
 }
 
 /// Recovers the tenant of one execution that ended.
@@ -49,7 +50,7 @@ impl Recovery {
             registry: Database::registry(env)?,
             machines: aws_sdk_sfn::Client::new(&env.aws),
             provision_machine: env.required("PROVISION_MACHINE_ARN")?,
-            change_plan_machine: env.required("CHANGE_PLAN_MACHINE_ARN")?,
+            finishing_machines: env.list("FINISHING_MACHINE_ARNS"),
         })
     }
 
@@ -64,8 +65,20 @@ impl Recovery {
     ) -> Result<&'static str, StepError> {
         let tenant = record.tenant.id;
         let name = format!("recover-{}{round}", Uuid::new_v5(&Uuid::NAMESPACE_URL, ended.as_bytes()));
-        let changes_plan = machine(ended) == machine(&self.change_plan_machine);
-        let action = if status == ExecutionStatus::Aborted.as_str() && !changes_plan {
+        let own = self.finishing_machines.iter().find(|arn| machine(arn) == machine(ended));
+        let stopped = status == ExecutionStatus::Aborted.as_str();
+        let deletes = own.and_then(|arn| machine(arn)).is_some_and(|name| name.ends_with("delete-tenant"));
+        let action = if stopped && deletes {
+            // Nothing comes back from a deletion: it is not cancelled, and somebody wanted it to stop.
+            tracing::error!(needs_operator = true, "the tenant is flagged: its deletion was stopped");
+            let message = format!(
+                "execution {ended} was stopped half-way: what is deleted is gone. Start delete-tenant again with \
+                 {{\"tenant_id\": \"{tenant}\"}} to go on"
+            );
+            let failure = Failure { error: status.to_owned(), message };
+            fence::flag(&mut *self.registry.client().await?, tenant, ended, &failure).await?;
+            "flag"
+        } else if stopped && own.is_none() {
             // Stopping an execution is how an operator cancels it.
             self.start_provisioning(&name, tenant, "compensate").await?;
             "compensate"
@@ -77,10 +90,10 @@ impl Recovery {
             };
             fence::flag(&mut *self.registry.client().await?, tenant, ended, &failure).await?;
             "flag"
-        } else if changes_plan {
-            // Also where it was stopped: the tenant would stay half one plan's and half another's. What undoes a change is a
-            // change back.
-            self.start(&self.change_plan_machine, &name, &json!({ "tenant_id": tenant })).await?;
+        } else if let Some(own) = own {
+            // Also where it was stopped: the tenant would stay half one plan's and half another's, or half gone. What undoes a
+            // change is a change back, and an offboarding a reactivation.
+            self.start(own, &name, &again(own, tenant)).await?;
             "resume"
         } else {
             self.start_provisioning(&name, tenant, "provision").await?;
@@ -193,8 +206,17 @@ impl SweepTenants {
 
 /// Which quarter of an hour it is, since 1970. An execution's name is used once in 90 days: what a sweep started, and what was
 /// refused before it took the tenant, must be able to start again.
-fn round() -> String {
+pub(super) fn round() -> String {
     format!("-{}", OffsetDateTime::now_utc().unix_timestamp() / 900)
+}
+
+/// What a machine is started with to finish what an execution of it began.
+fn again(arn: &str, tenant: TenantId) -> Value {
+    // It alone must be told why: a tenant may be suspended for several reasons, and only this one's end takes the fence.
+    if machine(arn).is_some_and(|name| name.ends_with("reactivate-tenant")) {
+        return json!({ "tenant_id": tenant, "reason": Reason::Offboarding, "actor": "recovery" });
+    }
+    json!({ "tenant_id": tenant })
 }
 
 fn noted(tenant: TenantId, result: Result<bool, StepError>) -> bool {

@@ -8,7 +8,7 @@ use crate::environment::Environment;
 use crate::error::StepError;
 use crate::gate::Projector;
 use crate::postgres::Database;
-use crate::registry::suspensions;
+use crate::registry::{fence, suspensions};
 use crate::request::SuspensionCall;
 use crate::step::{Step, log_tenant};
 
@@ -64,6 +64,11 @@ impl Step for ReactivateTenant {
         let (tenant, left) = suspensions::lift(&mut client, &call.tenant, call.reason, &call.actor).await?;
         log_tenant(&tenant);
         self.gate.project(&client, &tenant).await?;
+        // One that gave back what a hold had withdrawn has held the tenant for it.
+        let execution = call.execution.to_string();
+        if fence::held_by(&*client, &execution).await? == Some(tenant.id) {
+            fence::give_back(&*client, tenant.id, &execution).await?;
+        }
         Ok(json!({ "tenant_id": tenant.id, "status": tenant.status, "still_suspended_for": left }))
     }
 }

@@ -32,7 +32,8 @@ pub(super) fn machine(arn: &str) -> Option<&str> {
 }
 
 impl Holders {
-    pub(super) fn new(env: &Environment) -> Self {
+    /// Makes no network call.
+    pub(super) fn from_env(env: &Environment) -> Self {
         Holders { executions: aws_sdk_sfn::Client::new(&env.aws) }
     }
 
@@ -51,6 +52,66 @@ impl Holders {
         if machine(holder) != machine(execution) {
             return Err(StepError::Superseded(format!("tenant {tenant} is held by {holder}, of another workflow")));
         }
+        self.wait_for_end(tenant, holder).await?;
+        if fence::take_over(&*registry.client().await?, tenant, holder, execution).await? {
+            tracing::warn!(holder, "took the tenant over from an execution that ended without giving it back");
+        }
+        Ok(())
+    }
+
+    /// As [`Holders::take_over`], where another machine's work ends, and then this begins: only a second execution of the same
+    /// machine has nothing to do.
+    ///
+    /// # Errors
+    /// `Superseded` while another execution of the same machine runs; `Transient` while one of another machine does, or its
+    /// functions may.
+    pub(super) async fn take_over_in_turn(
+        &self,
+        registry: &Database,
+        tenant: TenantId,
+        holder: &str,
+        execution: &str,
+    ) -> Result<(), StepError> {
+        match self.take_over(registry, tenant, holder, execution).await {
+            Err(StepError::Superseded(text)) if machine(holder) != machine(execution) => {
+                Err(StepError::Transient(text))
+            }
+            taken => taken,
+        }
+    }
+
+    /// Whether an execution runs, or its functions may.
+    ///
+    /// # Errors
+    /// When Step Functions cannot be asked.
+    pub(super) async fn may_act(&self, execution: &str) -> Result<bool, StepError> {
+        Ok(self.ended_since(execution).await?.is_none_or(|since| since < FUNCTION_TIMEOUT))
+    }
+
+    /// Stops an execution; one that has ended, or is not known, is left as it is.
+    ///
+    /// # Errors
+    /// When Step Functions cannot be asked.
+    pub(super) async fn stop(&self, execution: &str, why: &str) -> Result<(), StepError> {
+        if self.ended_since(execution).await?.is_some() {
+            return Ok(());
+        }
+        let stop = self.executions.stop_execution().execution_arn(execution).error("Cancelled").cause(why);
+        match stop.send().await {
+            Ok(_) => Ok(()),
+            // It ended by itself meanwhile, which AWS answers with a code that it uses for much else.
+            Err(error) => match self.ended_since(execution).await? {
+                Some(_) => Ok(()),
+                None => Err(crate::aws::classify(&format!("stopping execution {execution}"), &error)),
+            },
+        }
+    }
+
+    /// Waits until a holder has been dead for longer than any function can run.
+    ///
+    /// # Errors
+    /// As [`Holders::take_over`].
+    pub(super) async fn wait_for_end(&self, tenant: TenantId, holder: &str) -> Result<(), StepError> {
         let waiting_since = Instant::now();
         loop {
             let wait = match self.ended_since(holder).await? {
@@ -62,9 +123,6 @@ impl Holders {
                 Some(since) => FUNCTION_TIMEOUT.saturating_sub(since),
             };
             if wait.is_zero() {
-                if fence::take_over(&*registry.client().await?, tenant, holder, execution).await? {
-                    tracing::warn!(holder, "took the tenant over from an execution that ended without giving it back");
-                }
                 return Ok(());
             }
             if waiting_since.elapsed() > PATIENCE {

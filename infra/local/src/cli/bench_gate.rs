@@ -123,7 +123,7 @@ async fn raw_round(connection: &MultiplexedConnection) -> Result<Measured> {
             let mut call = script.prepare_invoke();
             call.key("gate:{metered}").key("usage:{metered}").arg(now).arg(1).arg(0);
             let reply: Vec<redis::Value> = call.invoke_async(&mut connection).await?;
-            ensure!(reply.len() == 6, "{reply:?}");
+            ensure!(reply.len() == 5, "{reply:?}");
             Ok(())
         }
     })

@@ -7,6 +7,8 @@ pub mod objects;
 pub mod plan;
 mod policy;
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
@@ -17,6 +19,8 @@ use aws_sdk_s3::types::{
     PublicAccessBlockConfiguration, ServerSideEncryption, ServerSideEncryptionByDefault,
     ServerSideEncryptionConfiguration, ServerSideEncryptionRule, Tag, VersioningConfiguration,
 };
+pub use empty::Emptied;
+pub(crate) use empty::decoded;
 use serde_json::{Value, json};
 
 use crate::aws::{classify, code};
@@ -24,8 +28,11 @@ use crate::environment::Environment;
 use crate::error::StepError;
 use crate::resource::policy_document::{partition, same_policy};
 use crate::resource::wait::until_done;
-use crate::resource::{Inspection, Resource};
+use crate::resource::{Freezable, Inspection, Resource, missing};
 use crate::tenant::{OWNER_TAG, Tenant};
+
+/// How long one call drains a bucket. With the longest single operation this stays below the functions' `Timeout`.
+const DRAIN_TIME: Duration = Duration::from_secs(30);
 
 /// The bucket `tenant-{id}-{region}`.
 ///
@@ -76,12 +83,6 @@ enum Setting {
     Policy,
 }
 
-/// Only AWS resolves a host name per bucket; an endpoint given by hand has the bucket in the path.
-fn client(env: &Environment) -> Client {
-    let config = aws_sdk_s3::config::Builder::from(&env.aws).force_path_style(env.aws.endpoint_url().is_some());
-    Client::from_conf(config.build())
-}
-
 impl Bucket {
     /// Reads ACCOUNT_ID and STACK_ROLE_ARNS. Makes no network call.
     ///
@@ -90,7 +91,11 @@ impl Bucket {
     /// function that writes it.
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
         env.required("STACK_ROLE_ARNS")?;
-        Ok(Bucket { s3: client(env), account: env.required("ACCOUNT_ID")?, stack_roles: env.list("STACK_ROLE_ARNS") })
+        Ok(Bucket {
+            s3: crate::aws::s3(&env.aws),
+            account: env.required("ACCOUNT_ID")?,
+            stack_roles: env.list("STACK_ROLE_ARNS"),
+        })
     }
 
     /// Everything there is to know, in one round trip: all questions are asked at once, and the tags decide whether the
@@ -131,6 +136,26 @@ impl Bucket {
                 policy: set(name, policy, "NoSuchBucketPolicy")?.and_then(|output| output.policy),
             })),
         })
+    }
+
+    /// Deletes what the bucket holds, for good, as much as half a minute allows; the next call goes on. A bucket that is not there,
+    /// or is another's, is empty.
+    ///
+    /// # Errors
+    /// `Transient` when S3 asks to try again.
+    pub async fn drain(&self, tenant: &Tenant) -> Result<Emptied, StepError> {
+        match self.look(tenant).await? {
+            Look::Ours(_) => {
+                let name = tenant.bucket();
+                // Nobody counts what a tenant that is deleted still holds, and each object would be an event.
+                let silent = NotificationConfiguration::builder().build();
+                let put =
+                    self.s3.put_bucket_notification_configuration().bucket(&name).notification_configuration(silent);
+                put.send().await.map_err(|error| settle(&format!("silencing bucket {name}"), &error))?;
+                empty::empty_for(&self.s3, &name, DRAIN_TIME).await
+            }
+            Look::Absent | Look::Foreign(_) => Ok(Emptied { deleted: 0, all: true }),
+        }
     }
 
     /// What is to be set on a bucket whose lifecycle rules are these.
@@ -325,6 +350,23 @@ async fn write_rules(s3: &Client, name: &str, rules: Vec<LifecycleRule>) -> Resu
     let rules = rules.map_err(|error| unbuildable(&error))?;
     let put = s3.put_bucket_lifecycle_configuration().bucket(name).lifecycle_configuration(rules);
     put.send().await.map(drop).map_err(|error| settle(&doing, &error))
+}
+
+#[async_trait]
+impl Freezable for Bucket {
+    async fn settle(&self, tenant: &Tenant) -> Result<(), StepError> {
+        let name = tenant.bucket();
+        let found = match self.look(tenant).await? {
+            Look::Ours(found) => found,
+            Look::Foreign(found) => return Err(foreign(name, found)),
+            Look::Absent => return Err(missing("bucket", tenant, "create-bucket")),
+        };
+        let wanted = self.wanted(tenant, &found.lifecycle)?;
+        if differences(&found, &wanted).iter().any(|(setting, _)| *setting == Setting::Policy) {
+            self.write(&name, Setting::Policy, &wanted).await?;
+        }
+        Ok(())
+    }
 }
 
 impl Setting {

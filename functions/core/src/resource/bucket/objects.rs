@@ -48,7 +48,7 @@ impl Objects {
     /// # Errors
     /// `Misconfigured` when it is missing.
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
-        Ok(Objects { s3: super::client(env), account: env.required("ACCOUNT_ID")? })
+        Ok(Objects { s3: crate::aws::s3(&env.aws), account: env.required("ACCOUNT_ID")? })
     }
 
     /// Signs the upload of one object of exactly so many bytes, for a while, with the credentials of the function.

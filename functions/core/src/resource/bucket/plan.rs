@@ -7,7 +7,7 @@ use aws_sdk_s3::types::LifecycleRule;
 use serde_json::{Value, json};
 
 use super::lifecycle::same_rules;
-use super::{Whose, client, foreign, set, wanted_rules, whose, write_rules};
+use super::{Whose, foreign, set, wanted_rules, whose, write_rules};
 use crate::environment::Environment;
 use crate::error::StepError;
 use crate::postgres::Database;
@@ -26,7 +26,7 @@ impl BucketLifecycle {
     /// # Errors
     /// `Misconfigured` when it is missing.
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
-        Ok(BucketLifecycle { s3: client(env), account: env.required("ACCOUNT_ID")? })
+        Ok(BucketLifecycle { s3: crate::aws::s3(&env.aws), account: env.required("ACCOUNT_ID")? })
     }
 
     /// The rules as they are and as they are to be.

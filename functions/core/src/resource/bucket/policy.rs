@@ -6,7 +6,8 @@ use crate::resource::policy_document::partition;
 use crate::tenant::Tenant;
 
 /// The bucket policy: the tenant's role may work with the objects, nobody but it and the stack's own roles may do
-/// anything, and nothing travels unencrypted.
+/// anything, and nothing travels unencrypted. While the tenant is frozen nobody puts an object, whoever signed the URL for it,
+/// and nobody but the stack's own roles, which delete for good, removes one.
 ///
 /// The roles are matched through `aws:PrincipalArn`, which is the role's ARN also for its sessions. A role named as a
 /// principal would have to exist first, and would turn into an opaque id when it is deleted. (The account's root user can
@@ -18,7 +19,7 @@ pub(super) fn bucket_policy(tenant: &Tenant, account: &str, stack_roles: &[Strin
     let role = format!("arn:{partition}:iam::{account}:role/{}", tenant.role());
     let mut admitted = vec![role.clone()];
     admitted.extend_from_slice(stack_roles);
-    json!({
+    let mut policy = json!({
         "Version": "2012-10-17",
         "Statement": [
             {
@@ -49,7 +50,36 @@ pub(super) fn bucket_policy(tenant: &Tenant, account: &str, stack_roles: &[Strin
                 "Condition": {"Bool": {"aws:SecureTransport": "false"}},
             },
         ],
-    })
+    });
+    if tenant.frozen
+        && let Some(statements) = policy["Statement"].as_array_mut()
+    {
+        statements.extend(frozen(&format!("{bucket}/*"), stack_roles));
+    }
+    policy
+}
+
+/// A multipart upload is begun, filled and completed with the right to put an object.
+fn frozen(objects: &str, stack_roles: &[String]) -> [Value; 2] {
+    [
+        json!({
+            "Sid": "FrozenAgainstWrites",
+            "Effect": "Deny",
+            "Principal": "*",
+            "Action": ["s3:PutObject", "s3:PutObjectAcl", "s3:PutObjectTagging", "s3:RestoreObject"],
+            "Resource": objects,
+        }),
+        json!({
+            "Sid": "FrozenAgainstRemoval",
+            "Effect": "Deny",
+            "Principal": "*",
+            "Action": [
+                "s3:AbortMultipartUpload", "s3:DeleteObject", "s3:DeleteObjectTagging", "s3:DeleteObjectVersion",
+            ],
+            "Resource": objects,
+            "Condition": {"ArnNotEquals": {"aws:PrincipalArn": stack_roles}},
+        }),
+    ]
 }
 
 #[cfg(test)]
@@ -82,6 +112,26 @@ mod tests {
         assert_eq!((&plain["Effect"], &plain["Principal"]), (&json!("Deny"), &json!("*")));
         assert_eq!(plain["Condition"], json!({"Bool": {"aws:SecureTransport": "false"}}));
         assert_eq!(policy["Statement"].as_array().map(Vec::len), Some(3));
+    }
+
+    #[test]
+    fn a_frozen_tenants_objects_are_written_by_nobody_and_removed_by_the_stack_alone() {
+        let open = tenant();
+        let frozen = Tenant { frozen: true, ..open.clone() };
+        let stack = ["arn:aws:iam::111122223333:role/drain-bucket".to_owned()];
+        let policy = bucket_policy(&frozen, "111122223333", &stack);
+        let statements = policy["Statement"].as_array().expect("statements");
+        let before = bucket_policy(&open, "111122223333", &stack);
+        assert_eq!(statements[..3], before["Statement"].as_array().expect("statements")[..]);
+        let objects = json!(format!("arn:aws:s3:::tenant-{}-us-east-1/*", frozen.id));
+        for statement in &statements[3..] {
+            assert_eq!((&statement["Effect"], &statement["Principal"]), (&json!("Deny"), &json!("*")));
+            assert_eq!(statement["Resource"], objects);
+        }
+        assert!(statements[3]["Action"].as_array().expect("actions").contains(&json!("s3:PutObject")));
+        assert!(statements[3]["Condition"].is_null(), "somebody may write");
+        assert!(statements[4]["Action"].as_array().expect("actions").contains(&json!("s3:DeleteObject")));
+        assert_eq!(statements[4]["Condition"], json!({"ArnNotEquals": {"aws:PrincipalArn": stack}}));
     }
 
     #[test]

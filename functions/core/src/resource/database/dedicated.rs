@@ -8,9 +8,9 @@ use aws_sdk_rds::Client;
 use aws_sdk_rds::types::{DbInstance, Tag};
 use serde_json::Value;
 
-use super::Inspection;
 use super::schema::OwnSchema;
 use super::secret::{self, LoginSecret};
+use super::{Inspection, missing, role};
 use crate::aws::{classify, code};
 use crate::environment::Environment;
 use crate::error::StepError;
@@ -144,6 +144,20 @@ impl Dedicated {
         Ok(())
     }
 
+    /// Keeps the tenant's role from logging in, and ends its sessions, while the instance answers; returns whether there is such a
+    /// role. `server` is the tenant's database on it.
+    pub(super) async fn retire(&self, tenant: &Tenant, server: &Database) -> Result<bool, StepError> {
+        let Found::Ours(instance) = self.find(tenant).await? else { return Ok(false) };
+        if place(tenant, &instance).is_none()
+            || !matches!(self.master.find(tenant).await?, secret::Found::Ours(Some(_)))
+        {
+            return Ok(false);
+        }
+        let retired = role::retire_if_ours(&mut *server.client().await?, tenant).await;
+        server.close().await;
+        retired
+    }
+
     /// Removes what is on the instance, the instance with its backups and snapshots, and the master's login.
     pub(super) async fn remove(
         &self,
@@ -246,6 +260,23 @@ impl Dedicated {
             }
         }
         Ok(())
+    }
+
+    /// Closes the schema on the instance, or opens it.
+    pub(super) async fn settle(
+        &self,
+        tenant: &Tenant,
+        on: impl FnOnce() -> (Arc<Database>, OwnSchema),
+    ) -> Result<(), StepError> {
+        let name = tenant.database_instance();
+        match self.find(tenant).await? {
+            Found::Ours(instance) if place(tenant, &instance).is_some() => on().1.settle(tenant).await,
+            Found::Ours(instance) => {
+                Err(StepError::NotReady(format!("instance {name} is {}: it lets nobody in", status(&instance))))
+            }
+            Found::Foreign(found) => Err(StepError::Foreign { kind: "database instance", name, found }),
+            Found::Absent => Err(missing("database instance", tenant, "create-database")),
+        }
     }
 
     /// Compares the instance, and then what is on it.

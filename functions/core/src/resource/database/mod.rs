@@ -2,6 +2,7 @@
 //! it, or a server of its own.
 
 mod dedicated;
+mod read;
 mod role;
 mod schema;
 mod secret;
@@ -12,12 +13,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+pub use read::Reader;
 use serde_json::Value;
 use tokio::sync::Mutex;
 use tokio_postgres::GenericClient;
 use uuid::Uuid;
 
-use super::{Inspection, Resource};
+use super::{Freezable, Inspection, Resource, missing};
 use crate::environment::Environment;
 use crate::error::StepError;
 use crate::postgres::{Database, quote_identifier};
@@ -93,6 +95,26 @@ impl TenantDatabase {
         let placed = placement::placed(&*self.registry.client().await?, tenant).await?;
         let placed = placed.ok_or_else(|| StepError::Unexpected(format!("tenant {} is placed nowhere", tenant.id)))?;
         Ok(self.connect_to(&placed.secret).await)
+    }
+
+    /// Keeps the tenant's own role from logging in, and ends its sessions; returns whether there is such a role. One that shares the
+    /// product's role has none.
+    ///
+    /// # Errors
+    /// `Transient` when sessions do not end, or the server cannot be reached.
+    pub async fn retire(&self, tenant: &Tenant) -> Result<bool, StepError> {
+        match tenant.isolation {
+            Isolation::Shared => Ok(false),
+            Isolation::Schema => {
+                let placed = placement::placed(&*self.registry.client().await?, tenant).await?;
+                let Some(placed) = placed else { return Ok(false) };
+                let server = self.connect_to(&placed.secret).await;
+                role::retire_if_ours(&mut *server.client().await?, tenant).await
+            }
+            Isolation::Database => {
+                self.dedicated().retire(tenant, &*self.connect_to(&tenant.server_secret()).await).await
+            }
+        }
     }
 
     /// The database that a secret leads to. The registry's own server is the registry's connection: a function needs but one.
@@ -197,7 +219,24 @@ async fn usage(client: &impl GenericClient, schema: &str) -> Result<Use, StepErr
     Ok(Use { users: row.try_get(0)?, bytes: row.try_get(1)? })
 }
 
-/// Whether the product may write the tenant's rows: a suspended tenant's are kept and frozen.
+#[async_trait]
+impl Freezable for TenantDatabase {
+    async fn settle(&self, tenant: &Tenant) -> Result<(), StepError> {
+        if tenant.isolation == Isolation::Database {
+            return self.dedicated().settle(tenant, self.on_own_server(tenant).await).await;
+        }
+        let placed = placement::placed(&*self.registry.client().await?, tenant).await?;
+        let placed = placed.ok_or_else(|| missing("place on a database server", tenant, "create-database"))?;
+        let server = self.connect_to(&placed.secret).await;
+        match tenant.isolation {
+            Isolation::Shared => shared::settle(&mut *server.client().await?, tenant).await,
+            Isolation::Schema | Isolation::Database => self.own_schema(server).settle(tenant).await,
+        }
+    }
+}
+
+/// Whether the tenant's rows may be written, and, where it has a role of its own, whether that may log in at all. A suspension
+/// alone keeps nobody from them but at the gate.
 fn writable(tenant: &Tenant) -> bool {
-    !matches!(tenant.status, Status::Suspended | Status::Deprovisioned)
+    !tenant.frozen && tenant.status != Status::Deprovisioned
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::{Client, GenericClient, Transaction};
 
-use super::writable;
+use super::{missing, writable};
 use crate::error::StepError;
 use crate::migrations::HISTORY;
 use crate::migrations::roles::{lock_grants, verifier};
@@ -41,8 +41,9 @@ pub(super) async fn find(client: &impl GenericClient, tenant: &Tenant) -> Result
         None => return Ok(Found::Foreign("role without our comment".into())),
     }
     let mut differs = Vec::new();
-    if !row.try_get::<_, bool>(0)? {
-        differs.push("role may not log in".to_owned());
+    let may_log_in: bool = row.try_get(0)?;
+    if may_log_in != writable(tenant) {
+        differs.push(if may_log_in { "role may log in" } else { "role may not log in" }.to_owned());
     }
     if row.try_get::<_, i32>(1)? != CONNECTION_LIMIT {
         differs.push(format!("role's connection limit is not {CONNECTION_LIMIT}"));
@@ -84,10 +85,11 @@ pub(super) async fn ensure(
         let schema = quote_identifier(&tenant.schema());
         transaction
             .batch_execute(&format!(
-                "{verb} ROLE {role} LOGIN {rights} CONNECTION LIMIT {CONNECTION_LIMIT} PASSWORD '{}';
+                "{verb} ROLE {role} {} {rights} CONNECTION LIMIT {CONNECTION_LIMIT} PASSWORD '{}';
                  COMMENT ON ROLE {role} IS '{}';
                  ALTER ROLE {role} RESET ALL;
                  ALTER ROLE {role} SET search_path = {schema}",
+                login(tenant),
                 verifier(password),
                 tenant.ownership_text(),
             ))
@@ -98,23 +100,53 @@ pub(super) async fn ensure(
     Ok(())
 }
 
-/// Grants the rows of every table of the tenant's schema, where the grants are not that already. A frozen tenant's rows can
-/// be read.
+fn login(tenant: &Tenant) -> &'static str {
+    if writable(tenant) { "LOGIN" } else { "NOLOGIN" }
+}
+
+/// Takes a frozen tenant's role its logins, its grants and its sessions, or gives the first two back.
+pub(super) async fn settle(client: &mut Client, tenant: &Tenant) -> Result<(), StepError> {
+    let name = tenant.database_role();
+    let role = quote_identifier(&name);
+    let transaction = client.transaction().await?;
+    lock_grants(&transaction).await?;
+    match find(&transaction, tenant).await? {
+        Found::Foreign(found) => return Err(StepError::Foreign { kind: "role", name, found }),
+        Found::Absent => return Err(missing("database role", tenant, "create-database")),
+        Found::Ours(_) => {}
+    }
+    transaction.batch_execute(&format!("ALTER ROLE {role} {}", login(tenant))).await?;
+    grant(&transaction, tenant).await?;
+    transaction.commit().await?;
+    if writable(tenant) {
+        return Ok(());
+    }
+    retire(client, tenant).await?;
+    let transaction = client.transaction().await?;
+    lock_grants(&transaction).await?;
+    transaction.batch_execute(&format!("REVOKE {role} FROM CURRENT_USER")).await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// Grants the rows of every table of the tenant's schema, where the grants are not that already; nothing while it is frozen.
 async fn grant(transaction: &Transaction<'_>, tenant: &Tenant) -> Result<(), StepError> {
     if wrong_grants(transaction, tenant).await?.is_empty() {
         return Ok(());
     }
     let (role, schema) = (quote_identifier(&tenant.database_role()), quote_identifier(&tenant.schema()));
-    let privileges = if writable(tenant) { "SELECT, INSERT, UPDATE, DELETE" } else { "SELECT" };
-    transaction
-        .batch_execute(&format!(
-            "REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM {role};
-             REVOKE ALL ON SCHEMA {schema} FROM {role};
-             GRANT USAGE ON SCHEMA {schema} TO {role};
-             GRANT {privileges} ON ALL TABLES IN SCHEMA {schema} TO {role};
+    let mut statements = format!(
+        "REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM {role};
+         REVOKE ALL ON SCHEMA {schema} FROM {role};"
+    );
+    if writable(tenant) {
+        statements += &format!(
+            "GRANT USAGE ON SCHEMA {schema} TO {role};
+             GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role};
              REVOKE ALL ON {schema}.{HISTORY} FROM {role}"
-        ))
-        .await?;
+        );
+    }
+    transaction.batch_execute(&statements).await?;
     Ok(())
 }
 
@@ -123,13 +155,13 @@ pub(super) async fn wrong_grants(client: &impl GenericClient, tenant: &Tenant) -
     let rows = client
         .query(
             "SELECT CASE WHEN wanted THEN 'grant missing: ' ELSE 'grant too much: ' END || what FROM (
-                SELECT 'USAGE on schema' AS what, true AS wanted,
+                SELECT 'USAGE on schema' AS what, $4 AS wanted,
                        has_schema_privilege($1, $2::text::regnamespace, 'USAGE') AS has
                 UNION ALL
                 SELECT 'CREATE on schema', false, has_schema_privilege($1, $2::text::regnamespace, 'CREATE')
                 UNION ALL
                 SELECT format('%s on %s', p, c.relname),
-                       c.relname <> $3 AND (p = 'SELECT' OR $4 AND p IN ('INSERT', 'UPDATE', 'DELETE')),
+                       $4 AND c.relname <> $3 AND p IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE'),
                        has_table_privilege($1, c.oid, p)
                 FROM pg_class c,
                      unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER']) AS p
@@ -161,6 +193,15 @@ pub(super) async fn retire(client: &mut Client, tenant: &Tenant) -> Result<(), S
         }
         sleep(POLL).await;
     }
+}
+
+/// As [`retire`], where the role is there and the tenant's; returns whether it is.
+pub(super) async fn retire_if_ours(client: &mut Client, tenant: &Tenant) -> Result<bool, StepError> {
+    let ours = matches!(find(&*client, tenant).await?, Found::Ours(_));
+    if ours {
+        retire(client, tenant).await?;
+    }
+    Ok(ours)
 }
 
 /// Drops the role. Its grants must be gone, with the objects they were on.

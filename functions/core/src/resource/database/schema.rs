@@ -10,7 +10,7 @@ use tokio_postgres::{Client, GenericClient};
 use uuid::Uuid;
 
 use super::secret::{self, LoginSecret};
-use super::{Inspection, Use, role};
+use super::{Inspection, Use, missing, role, writable};
 use crate::error::StepError;
 use crate::migrations::roles::accepts;
 use crate::migrations::{PRODUCT_TABLES, tenant as tenant_migrations};
@@ -61,7 +61,7 @@ impl OwnSchema {
             matches!(role::find(&*client, tenant).await?, role::Found::Ours(_))
         };
         // Only the server knows whether it has this password; a role that is about to be made has none.
-        let password_changed = known && !accepts(&login, self.ca_bundle.as_deref()).await?;
+        let password_changed = known && writable(tenant) && !accepts(&login, self.ca_bundle.as_deref()).await?;
         role::ensure(&mut *self.server.client().await?, tenant, &login.password, password_changed).await?;
         Ok(json!({
             "isolation": tenant.isolation,
@@ -75,10 +75,7 @@ impl OwnSchema {
     pub(super) async fn remove(&self, tenant: &Tenant) -> Result<(), StepError> {
         {
             let mut client = self.server.client().await?;
-            let role_is_ours = matches!(role::find(&*client, tenant).await?, role::Found::Ours(_));
-            if role_is_ours {
-                role::retire(&mut client, tenant).await?;
-            }
+            let role_is_ours = role::retire_if_ours(&mut client, tenant).await?;
             if matches!(find(&*client, tenant).await?, Found::Ours | Found::HalfRemoved) {
                 drop_schema(&mut client, tenant).await?;
             }
@@ -87,6 +84,16 @@ impl OwnSchema {
             }
         }
         self.secret.remove(tenant).await
+    }
+
+    /// Closes the schema to the tenant's own role, or opens it.
+    pub(super) async fn settle(&self, tenant: &Tenant) -> Result<(), StepError> {
+        let mut client = self.server.client().await?;
+        match find(&*client, tenant).await? {
+            Found::Ours => role::settle(&mut client, tenant).await,
+            Found::Foreign(found) => Err(StepError::Foreign { kind: "schema", name: tenant.schema(), found }),
+            Found::Absent | Found::HalfRemoved => Err(missing("schema", tenant, "create-database")),
+        }
     }
 
     /// Compares schema, tables, migrations, role, grants and secret with what `ensure` makes.
@@ -128,7 +135,8 @@ impl OwnSchema {
             }
             secret::Found::Deleting => drift.push("secret is scheduled for deletion".to_owned()),
             secret::Found::Ours(Some(login)) if self.secret.matches(&login, tenant, &server) => {
-                let known = matches!(role, role::Found::Ours(_));
+                // A frozen tenant's role logs in with no password.
+                let known = writable(tenant) && matches!(role, role::Found::Ours(_));
                 if known && !accepts(&login, self.ca_bundle.as_deref()).await? {
                     drift.push("role does not log in with the secret's password".to_owned());
                 }

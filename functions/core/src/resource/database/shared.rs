@@ -8,11 +8,12 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Transaction};
 use uuid::Uuid;
 
-use super::{Inspection, Use, writable};
+use super::{Inspection, Use, missing, writable};
 use crate::error::StepError;
-use crate::migrations::roles::AUDITOR_ROLE;
+use crate::migrations::roles::{APP_ROLE, AUDITOR_ROLE};
 use crate::migrations::{HISTORY, POOL, PRODUCT_TABLES};
 use crate::registry::contacts::Contact;
+use crate::resource::wait::until_done;
 use crate::tenant::Tenant;
 
 /// Rows deleted in one transaction: well within the statement timeout on the slowest server, indexes and all.
@@ -108,6 +109,42 @@ fn passes_if(race: &SqlState, error: tokio_postgres::Error, doing: &str) -> Step
     let raced = error.code() == Some(race);
     let error = StepError::from(error).during(doing);
     if raced { StepError::Transient(error.to_string()) } else { error }
+}
+
+/// Freezes the tenant's rows, or lets them be written again. Sessions that are open ask at each statement; what began before,
+/// and so may still see the rows as writable, is waited for.
+pub(super) async fn settle(client: &mut Client, tenant: &Tenant) -> Result<(), StepError> {
+    let transaction = begin(client, tenant).await?;
+    match entry(&transaction, tenant).await? {
+        Entry::Ours { .. } => {}
+        Entry::Absent => return Err(missing("row of pool.tenants", tenant, "create-database")),
+        Entry::Foreign(found) => {
+            return Err(StepError::Foreign { kind: "pool tenant", name: tenant.slug.to_string(), found });
+        }
+    }
+    let sql = "UPDATE pool.tenants SET writable = $2 WHERE id = $1 AND writable <> $2";
+    transaction.execute(sql, &[&tenant.id.0, &writable(tenant)]).await?;
+    let moment: String = transaction.query_one("SELECT pg_current_xact_id()::xid::text", &[]).await?.try_get(0)?;
+    transaction.commit().await?;
+    if writable(tenant) {
+        return Ok(());
+    }
+    let (client, moment) = (&*client, &moment);
+    until_done(&format!("freezing the rows of tenant {}", tenant.slug), || async move {
+        // Whose xid or snapshot is as old as the freeze. These two columns are shown to every role.
+        let sql = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND usename = $1
+                   AND (age(backend_xid) >= age($2::text::xid) OR age(backend_xmin) >= age($2::text::xid)) LIMIT 1";
+        let older = client.query_opt(sql, &[&APP_ROLE, moment]).await?;
+        older
+            .map(|row| {
+                Ok(format!(
+                    "session {} of the product is in a transaction that began before",
+                    row.try_get::<_, i32>(0)?
+                ))
+            })
+            .transpose()
+    })
+    .await
 }
 
 /// Looks at the tenant's row, and at the policies that divide it from the others.

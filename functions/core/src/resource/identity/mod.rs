@@ -29,6 +29,16 @@ impl Identity {
     }
 }
 
+impl Identity {
+    /// Takes the role away from the tenant's pods; the role itself stays. Again is a no-op.
+    ///
+    /// # Errors
+    /// `Transient` when the association is not gone yet.
+    pub async fn disassociate(&self, tenant: &Tenant) -> Result<(), StepError> {
+        self.association.remove(tenant).await
+    }
+}
+
 #[async_trait]
 impl Resource for Identity {
     fn kind(&self) -> &'static str {

@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1 as core;
-use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use self::objects::{Inner, Openings};
-use super::{Inspection, Resource};
+use super::{Freezable, Inspection, Resource, missing};
 use crate::environment::Environment;
 use crate::error::StepError;
 use crate::kubernetes::{Cluster, classify};
@@ -94,6 +94,7 @@ impl Resource for Namespace {
         for inner in objects::inside(tenant, &self.openings) {
             ensure_inner(&client, tenant, &inner).await?;
         }
+        settle_quota(&client, tenant).await?;
         Ok(json!({ "namespace": tenant.namespace(), "service_account": tenant.service_account() }))
     }
 
@@ -136,8 +137,87 @@ impl Resource for Namespace {
         for inner in objects::inside(tenant, &self.openings) {
             drift.extend(inner_drift(&client, tenant, &inner).await?);
         }
+        let no_pods = objects::no_pods(tenant);
+        if tenant.frozen {
+            drift.extend(inner_drift(&client, tenant, &no_pods).await?);
+            let pods = pods(&client, tenant).await?.len();
+            drift.extend((pods > 0).then(|| format!("{pods} pods are there")));
+        } else if live(&client, tenant, &no_pods).await?.is_some() {
+            drift.push(format!("{} should not be there", no_pods.title()));
+        }
         Ok(if drift.is_empty() { Inspection::Present } else { Inspection::Drifted(drift) })
     }
+}
+
+#[async_trait]
+impl Freezable for Namespace {
+    async fn settle(&self, tenant: &Tenant) -> Result<(), StepError> {
+        let client = self.cluster.client().await?;
+        let name = tenant.namespace();
+        match read(&Api::all(client.clone()), &name).await? {
+            Some(found) if owned(&found, tenant) && !terminating(&found) => {}
+            Some(found) if !owned(&found, tenant) => {
+                return Err(StepError::Foreign { kind: "namespace", name, found: owner_text(&found) });
+            }
+            _ => return Err(missing("namespace", tenant, "create-namespace")),
+        }
+        settle_quota(&client, tenant).await?;
+        if tenant.frozen { end_pods(&client, tenant).await } else { Ok(()) }
+    }
+}
+
+/// Makes the quota that admits no pod where the tenant is frozen, and removes it where it is not.
+async fn settle_quota(client: &Client, tenant: &Tenant) -> Result<(), StepError> {
+    let no_pods = objects::no_pods(tenant);
+    if tenant.frozen {
+        return ensure_inner(client, tenant, &no_pods).await;
+    }
+    if live(client, tenant, &no_pods).await?.is_none() {
+        return Ok(());
+    }
+    match api(client, tenant, &no_pods).delete(no_pods.name(), &DeleteParams::default()).await {
+        Err(error) if !is_absent(&error) => {
+            Err(classify(&format!("deleting {} in namespace {}", no_pods.title(), tenant.namespace()), &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Deletes every pod, whose owners make them again once the quota lets them; returns when they are gone. A pod on a node has its
+/// own grace period, which the machine's retries wait for.
+async fn end_pods(client: &Client, tenant: &Tenant) -> Result<(), StepError> {
+    let all: Api<core::Pod> = Api::namespaced(client.clone(), &tenant.namespace());
+    let doing = format!("deleting the pods of namespace {}", tenant.namespace());
+    let started = Instant::now();
+    loop {
+        let found = pods(client, tenant).await?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        for pod in found.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
+            match all.delete(&pod.name_any(), &DeleteParams::default()).await {
+                Err(error) if !is_absent(&error) => return Err(classify(&doing, &error)),
+                _ => {}
+            }
+        }
+        if started.elapsed() > PATIENCE {
+            return Err(StepError::Transient(format!("{doing}: {} are not gone yet", found.len())));
+        }
+        sleep(POLL).await;
+    }
+}
+
+async fn pods(client: &Client, tenant: &Tenant) -> Result<Vec<core::Pod>, StepError> {
+    let pods: Api<core::Pod> = Api::namespaced(client.clone(), &tenant.namespace());
+    let listed = pods.list(&ListParams::default()).await;
+    let doing = || format!("listing the pods of namespace {}", tenant.namespace());
+    listed.map(|list| list.items).map_err(|error| classify(&doing(), &error))
+}
+
+/// An object inside the namespace, as the API server has it.
+async fn live(client: &Client, tenant: &Tenant, inner: &Inner) -> Result<Option<DynamicObject>, StepError> {
+    let doing = || format!("inspecting {} in namespace {}", inner.title(), tenant.namespace());
+    api(client, tenant, inner).get_opt(inner.name()).await.map_err(|error| classify(&doing(), &error))
 }
 
 async fn read(namespaces: &Api<core::Namespace>, name: &str) -> Result<Option<core::Namespace>, StepError> {
@@ -223,11 +303,7 @@ async fn inner_drift(client: &Client, tenant: &Tenant, inner: &Inner) -> Result<
     let api = api(client, tenant, inner);
     let title = inner.title();
     let doing = format!("inspecting {title} in namespace {}", tenant.namespace());
-    let live = match api.get_opt(inner.name()).await {
-        Ok(Some(live)) => live,
-        Ok(None) => return Ok(vec![format!("{title} is missing")]),
-        Err(error) => return Err(classify(&doing, &error)),
-    };
+    let Some(live) = live(client, tenant, inner).await? else { return Ok(vec![format!("{title} is missing")]) };
     let params = PatchParams::apply(FIELD_MANAGER).force().dry_run();
     match api.patch(inner.name(), &params, &Patch::Apply(&inner.object)).await {
         Ok(applied) => {

@@ -62,6 +62,12 @@ pub(super) fn namespace_labels(tenant: &Tenant) -> Vec<(&'static str, String)> {
     labels
 }
 
+/// What keeps a frozen tenant's pods from being made again by what owns them. It adds up with the plan's own quota, and goes
+/// when the tenant comes back.
+pub(super) fn no_pods(tenant: &Tenant) -> Inner {
+    Inner::new::<ResourceQuota>(tenant, "frozen", json!({ "spec": { "hard": { "pods": "0" } } }))
+}
+
 /// Everything inside, in the order it is applied: limits before what they limit, and the role before its binding.
 pub(super) fn inside(tenant: &Tenant, openings: &Openings) -> Vec<Inner> {
     let account = tenant.service_account();

@@ -1,0 +1,196 @@
+//! BeginOffboarding and CheckHold: who leaves, and whether the time has come. What an operator may do about a hold is beside
+//! them: ExtendHold and SetDeletionProtection.
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+
+use super::takeover::Holders;
+use crate::environment::Environment;
+use crate::error::{Problem, StepError};
+use crate::gate::Projector;
+use crate::postgres::Database;
+use crate::registry::fence::Actor;
+use crate::registry::holds::{self, Hold, State};
+use crate::registry::offboarding::{self, Departure};
+use crate::registry::{self, Record};
+use crate::request::{HoldExtension, Leaving, ProtectionCall, StepCall};
+use crate::step::{Step, log_tenant};
+use crate::tenant::Status;
+
+/// Suspends a tenant that leaves, and opens its hold.
+pub struct BeginOffboarding {
+    registry: Database,
+    gate: Projector,
+    holders: Holders,
+}
+
+/// Tells what a hold is now.
+pub struct CheckHold {
+    registry: Database,
+}
+
+/// Puts a hold's end off.
+pub struct ExtendHold {
+    registry: Database,
+}
+
+/// Protects a tenant from deletion, or lifts that.
+pub struct SetDeletionProtection {
+    registry: Database,
+}
+
+impl BeginOffboarding {
+    /// Wires the step.
+    ///
+    /// # Errors
+    /// `Misconfigured` when a setting is missing.
+    pub fn from_env(env: &Environment) -> Result<Self, StepError> {
+        Ok(BeginOffboarding {
+            registry: Database::registry(env)?,
+            gate: Projector::from_env(env)?,
+            holders: Holders::from_env(env),
+        })
+    }
+
+    async fn begin(&self, record: &Record, execution: &str, leaving: &Leaving) -> Result<Departure, StepError> {
+        let id = record.tenant.id;
+        if record.tenant.status == Status::Provisioning {
+            // Not taken over, though its holder may be dead: what provisions a tenant is resumed, and then it may leave.
+            return Err(StepError::Transient(format!("tenant {id} is being provisioned: it leaves afterwards")));
+        }
+        // Twice at most: what was taken over is ours, or another's that is alive.
+        for _ in 0..3 {
+            let mut client = self.registry.client().await?;
+            let departure = offboarding::begin(&mut client, id, execution, leaving).await?;
+            drop(client);
+            let Departure::HeldBy(holder) = departure else { return Ok(departure) };
+            self.holders.take_over_in_turn(&self.registry, id, &holder, execution).await?;
+        }
+        Err(StepError::Transient(format!("tenant {id} keeps changing hands")))
+    }
+
+    /// Whether another execution waits for this hold's end, or deletes the tenant: then this one has nothing to do.
+    async fn is_anothers(&self, hold: &Hold, execution: &str, leaving: &Leaving) -> Result<bool, StepError> {
+        let Some(other) = hold.execution.as_deref().filter(|other| *other != execution) else { return Ok(false) };
+        match hold.state {
+            State::Held if !leaving.is_at_once() => self.holders.may_act(other).await,
+            State::Deleting => self.holders.may_act(other).await,
+            _ => Ok(false),
+        }
+    }
+}
+
+#[async_trait]
+impl Step for BeginOffboarding {
+    async fn run(&self, _name: &'static str, input: &Value) -> Result<Value, StepError> {
+        let leaving = Leaving::parse(input)?;
+        let record = registry::read(&*self.registry.client().await?, &leaving.tenant).await?;
+        log_tenant(&record.tenant);
+        let tenant = &record.tenant;
+        let Actor::Execution(execution) = &leaving.execution else {
+            return Err(StepError::InvalidRequest(vec![Problem {
+                field: "execution".into(),
+                rule: format!(
+                    "must be an execution, which alone can hold a tenant: start the offboard-tenant machine with \
+                     {{\"tenant_id\": \"{}\", \"reason\": …}} instead",
+                    tenant.id
+                ),
+            }]));
+        };
+        let answer = |decision: &str, expires_at: Option<String>| {
+            Ok(json!({ "tenant_id": tenant.id, "decision": decision, "expires_at": expires_at }))
+        };
+        let open = holds::open_hold(&*self.registry.client().await?, tenant.id).await?;
+        if let Some(hold) = &open
+            && self.is_anothers(hold, execution, &leaving).await?
+        {
+            return answer("nothing", None);
+        }
+        let departure = self.begin(&record, execution, &leaving).await?;
+        self.gate.project(&*self.registry.client().await?, tenant).await?;
+        match departure {
+            Departure::Export => answer("export", None),
+            // Where the deletion died, it is started again: it takes the hold over by itself.
+            Departure::Erase | Departure::Deleting => answer("erase", None),
+            Departure::AwaitHold(end) => answer("await_hold", Some(end)),
+            Departure::HeldBy(holder) => Err(StepError::Transient(format!("tenant {} is held by {holder}", tenant.id))),
+        }
+    }
+}
+
+impl CheckHold {
+    /// Wires the step.
+    ///
+    /// # Errors
+    /// `Misconfigured` when the registry's secret is not named.
+    pub fn from_env(env: &Environment) -> Result<Self, StepError> {
+        Ok(CheckHold { registry: Database::registry(env)? })
+    }
+}
+
+#[async_trait]
+impl Step for CheckHold {
+    /// Only looks: the fence is nobody's while a hold is waited for, and whether the tenant is deleted is decided by the deletion.
+    async fn run(&self, _name: &'static str, input: &Value) -> Result<Value, StepError> {
+        let call = StepCall::parse(input)?;
+        let client = self.registry.client().await?;
+        let tenant = registry::read(&*client, &call.tenant).await?.tenant;
+        log_tenant(&tenant);
+        let hold = holds::open_hold(&*client, tenant.id).await?;
+        let waiting = match &call.actor {
+            Actor::Execution(execution) => hold.filter(|hold| hold.execution.as_ref() == Some(execution)),
+            Actor::Manual(_) => hold,
+        };
+        let (decision, expires_at) = match waiting {
+            Some(Hold { state: State::Held, expired: true, expires_at, .. }) => ("delete", expires_at),
+            Some(Hold { state: State::Held, expires_at, .. }) => ("wait", expires_at),
+            _ => ("cancelled", None),
+        };
+        Ok(json!({ "tenant_id": tenant.id, "decision": decision, "expires_at": expires_at }))
+    }
+}
+
+impl ExtendHold {
+    /// Wires the step.
+    ///
+    /// # Errors
+    /// `Misconfigured` when the registry's secret is not named.
+    pub fn from_env(env: &Environment) -> Result<Self, StepError> {
+        Ok(ExtendHold { registry: Database::registry(env)? })
+    }
+}
+
+#[async_trait]
+impl Step for ExtendHold {
+    async fn run(&self, _name: &'static str, input: &Value) -> Result<Value, StepError> {
+        let call = HoldExtension::parse(input)?;
+        let mut client = self.registry.client().await?;
+        let tenant = registry::read(&*client, &call.tenant).await?.tenant;
+        log_tenant(&tenant);
+        let hold = holds::extend(&mut client, tenant.id, call.until, &call.actor.to_string()).await?;
+        Ok(json!({ "tenant_id": tenant.id, "expires_at": hold.expires_at }))
+    }
+}
+
+impl SetDeletionProtection {
+    /// Wires the step.
+    ///
+    /// # Errors
+    /// `Misconfigured` when the registry's secret is not named.
+    pub fn from_env(env: &Environment) -> Result<Self, StepError> {
+        Ok(SetDeletionProtection { registry: Database::registry(env)? })
+    }
+}
+
+#[async_trait]
+impl Step for SetDeletionProtection {
+    async fn run(&self, _name: &'static str, input: &Value) -> Result<Value, StepError> {
+        let call = ProtectionCall::parse(input)?;
+        let mut client = self.registry.client().await?;
+        let tenant = registry::read(&*client, &call.tenant).await?.tenant;
+        log_tenant(&tenant);
+        let actor = call.actor.to_string();
+        let changed = offboarding::protect(&mut client, tenant.id, call.protected, &actor).await?;
+        Ok(json!({ "tenant_id": tenant.id, "protected": call.protected, "changed": changed }))
+    }
+}

@@ -1,0 +1,9 @@
+//! PlanExport: divides a tenant's data into bounded parts.
+
+use tenantry_core::step::{Served, serve};
+use tenantry_core::steps::export::Export;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Served {
+    serve(env!("CARGO_BIN_NAME"), Export::plan).await
+}
