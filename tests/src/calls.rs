@@ -352,16 +352,17 @@ async fn leave_and_return(world: &World, seen: &mut BTreeMap<&'static str, BTree
     let (env, registry) = (&world.env, world.registry().await?);
     let tenant = in_service(world).await?;
     let held = "UPDATE tenants SET execution = $2, execution_since = now() WHERE id = $1";
-    registry.execute(held, &[&tenant.id.0, &execution("gone")]).await?;
+    registry.execute(held, &[&tenant.id.0, &execution_of("offboard-tenant", "gone")]).await?;
     let leaving = json!({
-        "request": {"tenant_id": tenant.id, "reason": "customer_request"}, "execution": execution("leaving"),
+        "request": {"tenant_id": tenant.id, "reason": "customer_request"},
+        "execution": execution_of("offboard-tenant", "leaving"),
     });
     seen.insert("BeginOffboardingFunction", calls(run(&BeginOffboarding::from_env(env)?, &leaving)).await?);
     let returning =
         |execution: &str| json!({"request": {"tenant_id": tenant.id, "reason": "offboarding"}, "execution": execution});
     let cancel = CancelHold::from_env(env)?;
-    run(&cancel, &returning(&execution("first"))).await?;
-    let second = execution("second");
+    run(&cancel, &returning(&execution_of("reactivate-tenant", "first"))).await?;
+    let second = execution_of("reactivate-tenant", "second");
     seen.insert("CancelHoldFunction", calls(run(&cancel, &returning(&second))).await?);
     // One that runs: it waits for a tenant that nobody provisions.
     let busy = registered(world, &mut world.registry().await?, Plan::Starter, true).await?.tenant;

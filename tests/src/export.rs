@@ -593,7 +593,8 @@ async fn linked(world: &World) -> Result<()> {
     ensure!(url().await?.is_none(), "a link before it was published");
     let published = leaving.step(world, "publish-link", &leaving.call()).await?;
     ensure!(leaving.step(world, "publish-link", &leaving.call()).await? == published, "the second call differs");
-    let sql = "SELECT h.state, to_char(h.expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
+    let sql = "SELECT h.state, to_char(date_trunc('second', h.expires_at + interval '999999 microseconds') AT TIME ZONE 'UTC',
+                          'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
                       e.link_expires_at > now() + interval '29 days', encode(e.token_hash, 'hex')
                FROM holds h JOIN exports e ON e.hold_id = h.id WHERE h.tenant_id = $1";
     let row = registry.query_one(sql, &[&id.0]).await?;

@@ -269,7 +269,9 @@ async fn the_journal_is_the_holders(world: &World) -> Result<()> {
 async fn placement_is_remembered_and_bounded(world: &World) -> Result<()> {
     let mut client = world.registry().await?;
     let name = world.fresh_slug("full-server");
-    let sql = "INSERT INTO database_servers (name, isolation, secret, capacity) VALUES ($1, 'database', 'none', 2)";
+    // Another name of a server that answers: a scan looks into each.
+    let sql = "INSERT INTO database_servers (name, isolation, secret, capacity)
+               SELECT $1, 'database', secret, 2 FROM database_servers WHERE name = 'registry-schema'";
     client.execute(sql, &[&name]).await?;
     let mut tenants = Vec::new();
     for _ in 0..5 {

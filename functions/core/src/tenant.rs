@@ -281,6 +281,9 @@ named! {
     } or "must be one of pending, provisioning, active, suspended, deprovisioned"
 }
 
+/// The statuses in which everything that a tenant owns is there.
+pub const IN_SERVICE: &[Status] = &[Status::Active, Status::Suspended];
+
 named! {
     /// Why a tenant leaves: what its hold, its events and its certificate say, in place of free text.
     LeaveReason {

@@ -10,7 +10,7 @@ use tokio_postgres::{Client, GenericClient, Transaction};
 
 use super::{Record, Selector, audit, journal, outbox, read, read_for_update};
 use crate::error::StepError;
-use crate::tenant::{InvalidName, Status, Tenant, TenantId};
+use crate::tenant::{IN_SERVICE, InvalidName, Status, Tenant, TenantId};
 
 /// Who is acting: an execution of a state machine, or a person running one step by hand.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -247,7 +247,14 @@ pub(super) async fn take(
         return Ok(Some(holder.to_owned()));
     }
     if !statuses.contains(status) {
-        return Err(StepError::Conflict(format!("tenant {slug} ({id}) is {status}: this is not for it now")));
+        let wanted = if statuses == IN_SERVICE {
+            "in service".to_owned()
+        } else {
+            statuses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
+        };
+        return Err(StepError::Conflict(format!(
+            "tenant {slug} ({id}) is {status}, and not {wanted}: nothing was changed"
+        )));
     }
     refuse_while_manual(transaction, *id).await?;
     put(transaction, *id, execution).await?;

@@ -7,10 +7,7 @@ use super::holds::{self, Hold, Kind, Opening, State};
 use super::{Record, audit, fence, outbox, read_for_update, suspensions};
 use crate::error::{Problem, StepError};
 use crate::request::Leaving;
-use crate::tenant::{Reason, Status, Tenant, TenantId};
-
-/// The statuses in which a tenant may leave.
-const IN_SERVICE: &[Status] = &[Status::Active, Status::Suspended];
+use crate::tenant::{IN_SERVICE, Reason, Status, Tenant, TenantId};
 
 /// What an execution that takes a tenant out of service is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,10 +6,7 @@ use tokio_postgres::{Client, GenericClient, Row, Transaction};
 use super::fence::{self, Actor, check};
 use super::{Record, Selector, audit, known, object, outbox, quotas, read, read_for_update};
 use crate::error::StepError;
-use crate::tenant::{Isolation, Plan, Status, Tenant, TenantId};
-
-/// Where a tenant is whose plan can be changed.
-pub const IN_SERVICE: &[Status] = &[Status::Active, Status::Suspended];
+use crate::tenant::{IN_SERVICE, Isolation, Plan, Tenant, TenantId};
 
 /// What somebody wants of a tenant's plan.
 #[derive(Debug, Clone, PartialEq, Eq)]

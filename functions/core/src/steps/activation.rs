@@ -13,7 +13,7 @@ use crate::registry::fence::{Actor, check};
 use crate::registry::{self, lifecycle};
 use crate::request::StepCall;
 use crate::step::{Step, log_tenant};
-use crate::tenant::Status;
+use crate::tenant::{IN_SERVICE, Status};
 
 /// Brings the tenant into service.
 pub struct ActivateTenant {
@@ -50,8 +50,6 @@ impl ConfirmActivation {
         Ok(ConfirmActivation { registry: Database::registry(env)? })
     }
 }
-
-const IN_SERVICE: &[Status] = &[Status::Active, Status::Suspended];
 
 #[async_trait]
 impl Step for ActivateTenant {

@@ -16,10 +16,8 @@ use crate::registry::{self, Record};
 use crate::request::{StepCall, SuspensionCall};
 use crate::resource::{self, Inspection, Resource};
 use crate::step::{self, Step, log_tenant};
-use crate::tenant::{Reason, Status, Tenant};
+use crate::tenant::{IN_SERVICE, Reason, Tenant};
 
-/// The statuses of a tenant that comes back: suspended, until the last step.
-const IN_SERVICE: &[Status] = &[Status::Active, Status::Suspended];
 /// Not looked at: an invitation is no access that was withdrawn, and its link may have run out meanwhile.
 const BESIDE_THE_POINT: &str = "invite";
 

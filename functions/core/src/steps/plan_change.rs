@@ -12,10 +12,10 @@ use crate::gate::Projector;
 use crate::postgres::Database;
 use crate::registry;
 use crate::registry::fence::Actor;
-use crate::registry::plans::{self, Begun, IN_SERVICE};
+use crate::registry::plans::{self, Begun};
 use crate::request::{PlanChangeCall, StepCall};
 use crate::step::{Step, log_tenant};
-use crate::tenant::{Plan, Tenant};
+use crate::tenant::{IN_SERVICE, Plan, Tenant};
 
 /// The machine of these steps, as an operator starts it.
 const MACHINE: &str = "change-plan";

@@ -10,11 +10,11 @@ use crate::error::StepError;
 use crate::postgres::Database;
 use crate::registry;
 use crate::registry::fence::{Actor, check};
-use crate::registry::plans::{self, IN_SERVICE, Limits};
+use crate::registry::plans::{self, Limits};
 use crate::request::StepCall;
 use crate::resource::database::{TenantDatabase, Use};
 use crate::step::{Step, log_tenant};
-use crate::tenant::{Isolation, Tenant};
+use crate::tenant::{IN_SERVICE, Isolation, Tenant};
 
 /// Compares, and tells once a change. Run by hand it only answers.
 pub struct ReportPlanFit {
