@@ -1,7 +1,6 @@
 """Exports: a million rows and a bucket through export-part, beside raw COPY and raw GET and PUT in the same run."""
 
-import json
-import subprocess
+from told import told
 
 NOTES = [
     "export-rows, export-objects are rates: more is better",
@@ -12,9 +11,7 @@ NOTES = [
 
 
 def measure(directory):
-    run = subprocess.run([directory / "tenantry", "--json", "bench-export"], stdout=subprocess.PIPE, text=True, check=True)
-    lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
-    told = next(line for line in lines if "rows_mb_per_second" in line)
-    yield "export-rows", told["rows_mb_per_second"], "MB/s", told["copy_mb_per_second"]
-    yield "export-objects", told["objects_mb_per_second"], "MB/s", told["raw_objects_mb_per_second"]
-    yield "export-peak-memory", told["peak_mb"], "MB"
+    line = told(directory, "bench-export", "rows_mb_per_second")
+    yield "export-rows", line["rows_mb_per_second"], "MB/s", line["copy_mb_per_second"]
+    yield "export-objects", line["objects_mb_per_second"], "MB/s", line["raw_objects_mb_per_second"]
+    yield "export-peak-memory", line["peak_mb"], "MB"

@@ -6,6 +6,7 @@ never answers it. Peak memory is the process's own high-water mark at that momen
 
 import os
 import pathlib
+import re
 import socket
 import statistics
 import subprocess
@@ -18,10 +19,12 @@ TIMEOUT_SECONDS = 10
 NEXT_EVENT = b"GET /2018-06-01/runtime/invocation/next"
 NOTES = ["The same on this kind of machine, as measured once: Node 114 ms and 69 MB, Python 296 ms and 62 MB."]
 
-BINARIES = pathlib.Path(__file__).resolve().parents[2] / "functions" / "lambdas" / "src" / "bin"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BINARIES = ROOT / "functions" / "lambdas" / "src" / "bin"
+TEMPLATE = ROOT / "infra" / "template.yaml"
 
-# Every setting a function of infra/template.yaml may be given, so that each main wires all its clients. Nothing is called
-# at start-up; were it, port 9 (discard) would refuse it at once.
+# Every setting that a function of the template may be given, so that each main wires all its clients. Nothing is called at
+# start-up; were it, port 9 (discard) would refuse it at once.
 SETTINGS = {
     "AWS_REGION": "us-east-1",
     "AWS_ACCESS_KEY_ID": "bench",
@@ -67,10 +70,28 @@ SETTINGS = {
     "DEDICATED_SECURITY_GROUPS": "",
     "STRIPE_SECRET": "bench/stripe",
     "STRIPE_API_URL": "http://127.0.0.1:9",
+    "OFFBOARD_MACHINE_ARN": "arn:aws:states:us-east-1:000000000000:stateMachine:offboard-tenant",
+    "DELETE_MACHINE_ARN": "arn:aws:states:us-east-1:000000000000:stateMachine:delete-tenant",
+    "REACTIVATE_MACHINE_ARN": "arn:aws:states:us-east-1:000000000000:stateMachine:reactivate-tenant",
+    "FINISHING_MACHINE_ARNS": "arn:aws:states:us-east-1:000000000000:stateMachine:change-plan",
+    "HOLD_SECONDS": "2592000",
+    "LINK_SECONDS": "2592000",
+    "DOWNSTREAM_SECONDS": "86400",
+    "EXPORTS_BUCKET": "bench-exports",
+    "EXPORT_KEY_SECRET": "bench/export",
+    "DOWNLOAD_EXPORT_URL": "http://127.0.0.1:9/",
+    "CERTIFICATES_BUCKET": "bench-certificates",
+    "CERTIFICATE_KEY": "bench",
+    "BACKUP_RETENTION_DAYS": "35",
+    "CACHE_PATH_PATTERN": "/{slug}/*",
+    "DISTRIBUTION_ID": "",
 }
 
 
 def measure(directory):
+    given = set(re.findall(r"^ +([A-Z][A-Z0-9]*_[A-Z0-9_]+): ", TEMPLATE.read_text(), re.MULTILINE))
+    if unknown := sorted(given - SETTINGS.keys()):
+        sys.exit(f"{TEMPLATE.name} gives functions settings that SETTINGS here lacks: {', '.join(unknown)}")
     names = sorted(path.stem for path in BINARIES.glob("*.rs"))
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
