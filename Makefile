@@ -9,7 +9,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 TENANTRY := $(TARGET)/debug/tenantry
 BUILD := cargo build --locked --workspace --bins
 
-.PHONY: help set-up build demo demo-failure test check bench up down status env provision logs verify-certificate restore package deploy
+.PHONY: help set-up build demo demo-failure demo-offboarding test check bench up down status env provision logs verify-certificate restore package deploy
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,6 +25,9 @@ demo: build ## Boot the stack, take three sign-ups to active tenants, show the e
 
 demo-failure: build ## Break Kubernetes in mid-onboarding: what is undone, what is left, and the repair
 	@$(TENANTRY) demo-failure
+
+demo-offboarding: build ## Export, hold, return and deletion of tenants, with a certificate to verify
+	@$(TENANTRY) demo-offboarding
 
 test: build ## Unit tests, then the whole proof on a real stack
 	@cargo test --locked --workspace --lib --bin tenantry

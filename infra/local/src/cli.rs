@@ -6,18 +6,20 @@ mod bench_gate;
 mod certificate;
 mod failure;
 mod gate;
+mod offboarding;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_sfn::types::ExecutionStatus;
 use clap::{Parser, Subcommand};
 use serde_json::{Value, json};
 
 use crate::evidence::Witness;
-use crate::execution::{self, Outcome};
+use crate::execution::{self, Following, Outcome};
+use crate::inventory::Inventory;
 use crate::progress::{Progress, print};
 use crate::stack::{Options, Stack};
 use crate::supervisor::{self, Up};
@@ -61,6 +63,9 @@ enum Command {
     /// Boots a stack of its own, breaks Kubernetes in mid-onboarding, shows what is undone and what is left, repairs it, and
     /// provisions the same tenant.
     DemoFailure,
+    /// Boots a stack of its own, and takes tenants out of service: one is exported, held and deleted with a certificate, one
+    /// comes back during its hold, one is erased at once.
+    DemoOffboarding,
     /// Boots a stack of its own, and measures onboarding: a hundred at once, beside the same steps run by one process.
     #[command(hide = true)]
     BenchOnboarding,
@@ -134,6 +139,7 @@ fn act(command: Command, json: bool) -> Result<ExitCode> {
             Command::Env { functions } => env(&root, functions, json)?,
             Command::Demo => return Box::pin(demo(&root, json, Show::Success)).await,
             Command::DemoFailure => return Box::pin(demo(&root, json, Show::Failure)).await,
+            Command::DemoOffboarding => return Box::pin(demo(&root, json, Show::Offboarding)).await,
             Command::BenchOnboarding => return Box::pin(demo(&root, json, Show::Onboarding)).await,
             Command::BenchExport => return Box::pin(demo(&root, json, Show::Export)).await,
             Command::BenchGate => return Box::pin(demo(&root, json, Show::Gate)).await,
@@ -266,10 +272,21 @@ async fn follow(
     called: &str,
     progress: &Progress,
 ) -> Result<Outcome> {
+    begin(aws, machine, input, called, progress).await?.end().await
+}
+
+/// Starts an execution, to be followed.
+async fn begin(
+    aws: &aws_config::SdkConfig,
+    machine: &str,
+    input: &Value,
+    called: &str,
+    progress: &Progress,
+) -> Result<Following> {
     let arn = execution::start(aws, machine, input).await?;
     let name = machine.rsplit(':').next().unwrap_or_default();
     progress.say(&format!("\n{name} with {called}\n  {arn}"));
-    execution::follow(aws, &arn, progress).await
+    Ok(Following::begin(aws, &arn, progress))
 }
 
 fn summary(outcome: &Outcome) -> String {
@@ -285,6 +302,7 @@ fn summary(outcome: &Outcome) -> String {
 enum Show {
     Success,
     Failure,
+    Offboarding,
     Onboarding,
     Export,
     Gate,
@@ -294,7 +312,8 @@ async fn demo(root: &Path, json: bool, what: Show) -> Result<ExitCode> {
     let progress = Progress::detect(json);
     let begun = Instant::now();
     progress.say("Booting a stack of this demo's own");
-    let options = Options { root: root.to_owned(), directory: None, progress: progress.clone(), tap: None };
+    let parameters = if matches!(what, Show::Offboarding) { offboarding::PARAMETERS } else { &[] };
+    let options = Options { root: root.to_owned(), directory: None, progress: progress.clone(), tap: None, parameters };
     let interrupted = tokio::signal::ctrl_c();
     tokio::pin!(interrupted);
     let stack = tokio::select! {
@@ -307,6 +326,7 @@ async fn demo(root: &Path, json: bool, what: Show) -> Result<ExitCode> {
             match what {
                 Show::Success => show(&stack, root, &progress).await,
                 Show::Failure => failure::show(&stack, root, &progress).await,
+                Show::Offboarding => Box::pin(offboarding::show(&stack, root, &progress)).await,
                 Show::Onboarding => bench::onboarding(&stack, &progress).await,
                 Show::Export => Box::pin(bench_export::export(&stack, &progress)).await,
                 Show::Gate => Box::pin(bench_gate::gate(&stack, &progress)).await,
@@ -324,6 +344,7 @@ async fn demo(root: &Path, json: bool, what: Show) -> Result<ExitCode> {
         Show::Onboarding => "onboarded at once",
         Show::Export => "exported",
         Show::Gate => "metered",
+        Show::Offboarding => "left: one for good, one to come back, one at once; two certificates prove it",
         Show::Failure => "failed, left nothing behind, and was provisioned once the cause was gone",
     };
     let s = if tenants == 1 { "" } else { "s" };
@@ -338,6 +359,20 @@ async fn evidence(witness: &mut Witness, slug: &str, progress: &Progress) -> Res
     for (system, seen) in Box::pin(witness.of_tenant(slug)).await? {
         progress.say(&format!("  {system:<14} {seen}"));
         progress.tell(&json!({ "tenant": slug, "system": system, "seen": seen }));
+    }
+    Ok(())
+}
+
+/// What is left of a tenant, by each system's own listing. Fails unless it is nothing.
+async fn nothing_is_left(stack: &Stack, id: &str, slug: &str, progress: &Progress) -> Result<()> {
+    progress.say(&format!("\nWhat is left of {slug}, by each system's own listing"));
+    let inventory =
+        Inventory { aws: stack.aws_config(), exports: stack.exports(), variables: stack.function_variables() };
+    let marks = [id.to_owned(), slug.to_owned(), format!("tenant_{}", slug.replace('-', "_"))];
+    for (system, names) in Box::pin(inventory.left_of(&marks)).await? {
+        progress.say(&format!("  {system:<46} {}", if names.is_empty() { "nothing" } else { "LEFT" }));
+        progress.tell(&json!({ "tenant": slug, "system": system, "left": names }));
+        ensure!(names.is_empty(), "{system}: {names:?}");
     }
     Ok(())
 }

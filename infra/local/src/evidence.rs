@@ -40,6 +40,18 @@ struct Row {
     text: String,
 }
 
+/// The login of a tenant with a schema or a server of its own, as its secret has it.
+pub(crate) async fn own_login(aws: &SdkConfig, id: &str) -> Result<tokio_postgres::Config> {
+    let secret = format!("tenant/{id}/database");
+    let secret = aws_sdk_secretsmanager::Client::new(aws).get_secret_value().secret_id(secret).send().await?;
+    let login: Value = serde_json::from_str(secret.secret_string().unwrap_or_default())?;
+    let text = |key: &str| login[key].as_str().unwrap_or_default().to_owned();
+    let mut config = tokio_postgres::Config::new();
+    config.host(text("host")).dbname(text("dbname")).user(text("username")).password(text("password"));
+    config.port(u16::try_from(login["port"].as_u64().unwrap_or_default())?);
+    Ok(config)
+}
+
 impl Witness {
     /// Begins to listen for events; the rest is asked when it is wanted.
     ///
@@ -120,15 +132,8 @@ impl Witness {
             let roles: Option<String> = roles.get(0);
             return Ok(format!("schema pool, own rows only; roles {}", roles.context("no roles")?));
         }
-        // With the tenant's own credentials.
-        let secret = format!("tenant/{}/database", row.id);
-        let secret = aws_sdk_secretsmanager::Client::new(&self.aws).get_secret_value().secret_id(secret).send().await?;
-        let login: Value = serde_json::from_str(secret.secret_string().unwrap_or_default())?;
-        let text = |key: &str| login[key].as_str().unwrap_or_default().to_owned();
-        let mut config = tokio_postgres::Config::new();
-        config.host(text("host")).dbname(text("dbname")).user(text("username")).password(text("password"));
-        config.port(u16::try_from(login["port"].as_u64().unwrap_or_default())?);
-        let (client, connection) = config.connect(NoTls).await?;
+        let login = own_login(&self.aws, &row.id).await?;
+        let (client, connection) = login.connect(NoTls).await?;
         tokio::spawn(connection);
         let sql = "SELECT current_user::text, current_schema()::text, string_agg(tablename, ', ' ORDER BY tablename)
                    FROM pg_tables WHERE schemaname = current_schema() AND tablename NOT LIKE '%history'";
@@ -153,7 +158,11 @@ impl Witness {
         ];
         let marks: Vec<_> = marks.iter().filter(|(is, _)| *is == Some(true)).map(|(_, mark)| *mark).collect();
         let status = instance.db_instance_status().unwrap_or_default();
-        Ok(format!("instance {name} {status}, {}; database {}, {what}", marks.join(", "), text("dbname")))
+        Ok(format!(
+            "instance {name} {status}, {}; database {}, {what}",
+            marks.join(", "),
+            login.get_dbname().unwrap_or_default()
+        ))
     }
 
     async fn queue(&self, row: &Row) -> Result<String> {

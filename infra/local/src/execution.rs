@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use aws_config::SdkConfig;
 use aws_sdk_sfn::Client;
+use aws_sdk_sfn::operation::describe_execution::DescribeExecutionOutput;
 use aws_sdk_sfn::types::{ExecutionStatus, HistoryEvent};
 use serde_json::Value;
 use tokio::time::sleep;
@@ -54,34 +55,81 @@ pub async fn start(aws: &SdkConfig, machine: &str, input: &Value) -> Result<Stri
 /// # Errors
 /// When Step Functions cannot be asked, or does not know the execution.
 pub async fn follow(aws: &SdkConfig, arn: &str, progress: &Progress) -> Result<Outcome> {
-    let client = Client::new(aws);
-    let mut told = 0;
-    let mut states = HashMap::new();
-    loop {
-        // Asked before the history, so that the last reading of it is complete.
-        let described = client.describe_execution().execution_arn(arn).send().await?;
-        let history = history(&client, arn).await?;
-        for event in &history[told.min(history.len())..] {
-            tell(event, &mut states, progress);
-        }
-        told = history.len();
-        if *described.status() == ExecutionStatus::Running {
+    Following::begin(aws, arn, progress).end().await
+}
+
+/// An execution that is followed: what it does is told once.
+pub struct Following {
+    client: Client,
+    arn: String,
+    progress: Progress,
+    /// How many events of its history were told.
+    told: usize,
+    /// The states that it is in, and since when.
+    states: HashMap<String, (Task, f64)>,
+}
+
+impl Following {
+    /// Begins to follow; nothing is asked yet.
+    pub fn begin(aws: &SdkConfig, arn: &str, progress: &Progress) -> Self {
+        let (client, progress) = (Client::new(aws), progress.clone());
+        Following { client, arn: arn.to_owned(), progress, told: 0, states: HashMap::new() }
+    }
+
+    /// Tells what happened, until the execution is in a state that lasts. False when it ended without coming to it.
+    ///
+    /// # Errors
+    /// When Step Functions cannot be asked, or does not know the execution.
+    pub async fn until(&mut self, state: &str) -> Result<bool> {
+        loop {
+            let described = self.look().await?;
+            if self.states.contains_key(state) {
+                return Ok(true);
+            }
+            if *described.status() != ExecutionStatus::Running {
+                return Ok(false);
+            }
             sleep(POLL).await;
-            continue;
         }
+    }
+
+    /// Tells what happens until the execution has ended.
+    ///
+    /// # Errors
+    /// When Step Functions cannot be asked, or does not know the execution.
+    pub async fn end(mut self) -> Result<Outcome> {
+        let described = loop {
+            let described = self.look().await?;
+            if *described.status() != ExecutionStatus::Running {
+                break described;
+            }
+            sleep(POLL).await;
+        };
         let (error, cause) = (described.error().unwrap_or_default(), described.cause().unwrap_or_default());
-        for (_, (task, _)) in states.drain() {
+        for (_, (task, _)) in self.states.drain() {
             task.failed(error);
         }
         let ended = described.stop_date().unwrap_or(described.start_date()).as_secs_f64();
-        return Ok(Outcome {
-            arn: arn.to_owned(),
+        Ok(Outcome {
+            arn: self.arn,
             status: described.status().clone(),
             error: error.to_owned(),
             cause: cause.to_owned(),
             output: described.output().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default(),
             seconds: ended - described.start_date().as_secs_f64(),
-        });
+        })
+    }
+
+    /// Tells what happened since, and returns how the execution stood before that.
+    async fn look(&mut self) -> Result<DescribeExecutionOutput> {
+        // Asked before the history, so that the last reading of it is complete.
+        let described = self.client.describe_execution().execution_arn(&self.arn).send().await?;
+        let history = history(&self.client, &self.arn).await?;
+        for event in &history[self.told.min(history.len())..] {
+            tell(event, &mut self.states, &self.progress);
+        }
+        self.told = history.len();
+        Ok(described)
     }
 }
 

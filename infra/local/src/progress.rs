@@ -17,6 +17,8 @@ pub enum Progress {
     Plain,
     /// A JSON object a line.
     Json,
+    /// Nothing: what is done is told by somebody else.
+    Silent,
 }
 
 /// Something that has begun. One that is dropped was given up.
@@ -60,7 +62,7 @@ impl Progress {
             // Above the bars, which are on standard error: what is said can be piped on.
             Progress::Terminal(bars) => bars.suspend(|| print(text)),
             Progress::Plain => print(text),
-            Progress::Json => {}
+            Progress::Json | Progress::Silent => {}
         }
     }
 
@@ -105,6 +107,7 @@ impl Task {
             (Progress::Json, _) => {
                 print(&json!({"what": self.name, "outcome": outcome, "seconds": seconds, "note": note}).to_string());
             }
+            (Progress::Silent, _) => {}
             _ => print(line.trim_end()),
         }
     }

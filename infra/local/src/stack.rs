@@ -49,12 +49,15 @@ pub struct Options {
     pub progress: Progress,
     /// Who looks at every call of the functions.
     pub tap: Option<Arc<dyn Tap>>,
+    /// Parameters of the template that this stack has, beside those of every local one.
+    pub parameters: &'static [(&'static str, &'static str)],
 }
 
 /// A running stack with the template deployed to it. Dropping it ends it.
 pub struct Stack {
     aws: SdkConfig,
     root: PathBuf,
+    parameters: &'static [(&'static str, &'static str)],
     zone: String,
     outputs: HashMap<String, String>,
     variables: HashMap<String, String>,
@@ -97,7 +100,7 @@ impl Options {
     /// # Errors
     /// When called from outside a checkout.
     pub fn for_tests() -> Result<Self> {
-        Ok(Options { root: checkout()?, directory: None, progress: Progress::Plain, tap: None })
+        Ok(Options { root: checkout()?, directory: None, progress: Progress::Plain, tap: None, parameters: &[] })
     }
 }
 
@@ -107,7 +110,7 @@ impl Stack {
     /// # Errors
     /// When a part does not come up or the deployment fails. What had come up is ended again.
     pub async fn boot(options: Options) -> Result<Self> {
-        let Options { root, directory, progress, tap } = options;
+        let Options { root, directory, progress, tap, parameters } = options;
         let tools = Tools::load(&root)?;
         let directory = Directory::make(&root, directory)?;
         let logs = directory.path.join("logs");
@@ -151,7 +154,8 @@ impl Stack {
             tapped,
             _directory: directory,
         };
-        let mut stack = Stack { aws, root, zone, outputs: HashMap::new(), variables: HashMap::new(), systems };
+        let mut stack =
+            Stack { aws, root, parameters, zone, outputs: HashMap::new(), variables: HashMap::new(), systems };
         told(&progress, "Deployment", stack.apply(&packaged)).await?;
         Ok(stack)
     }
@@ -196,6 +200,7 @@ impl Stack {
             (deploy::CONCURRENCY, FUNCTION_CONCURRENCY),
             ("DeployId", &deployment),
         ];
+        let parameters = [&parameters, self.parameters].concat();
         let deployed = deploy::deploy(&self.aws, packaged, &parameters).await?;
         (self.outputs, self.variables) = (deployed.outputs, deployed.variables);
         Ok(())

@@ -122,7 +122,8 @@ pub async fn supervise(root: &Path, json: bool) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let directory = directory(root);
     let progress = if json { Progress::Json } else { Progress::Plain };
-    let options = Options { root: root.to_owned(), directory: Some(directory.clone()), progress, tap: None };
+    let options =
+        Options { root: root.to_owned(), directory: Some(directory.clone()), progress, tap: None, parameters: &[] };
     let mut taken_over = taken_over();
     let mut stack = tokio::select! {
         stack = Stack::boot(options) => stack?,

@@ -45,6 +45,16 @@ fn entries(contract: &Contract) -> impl Iterator<Item = (&str, &Value, Value)> {
     })
 }
 
+/// Whether an input is one of a machine's: the one of its name, or a further one, such as provision-tenant-growth.
+fn is_for(input: &str, machine: &str) -> bool {
+    input.strip_prefix(machine).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+}
+
+/// The inputs of a machine: name and document.
+fn inputs_of<'a>(contract: &'a Contract, machine: &'a str) -> impl Iterator<Item = (&'a String, &'a Value)> {
+    contract.inputs.iter().filter(move |(name, _)| is_for(name, machine))
+}
+
 /// Every sign-up in `events/`, started by hand or sent to the bus.
 fn sign_ups(contract: &Contract) -> Vec<(&str, Value)> {
     let direct = contract
@@ -52,7 +62,7 @@ fn sign_ups(contract: &Contract) -> Vec<(&str, Value)> {
         .iter()
         .filter(|(name, input)| {
             let others = [SUSPENSIONS, OFFBOARDINGS, &[PLAN_CHANGE, LOOK]].concat();
-            input.is_object() && !others.contains(&name.as_str())
+            input.is_object() && !others.iter().any(|other| is_for(name, other))
         })
         .map(|(name, input)| (name.as_str(), input.clone()));
     let sent = entries(contract)
@@ -217,16 +227,24 @@ pub(super) const WORKFLOWS_HAVE_INPUTS: Rule = Rule {
                 }
             }
         }
-        for name in SUSPENSIONS {
-            let call = json!({"request": contract.inputs[*name], "execution": "manual:you"});
+        for (name, input) in SUSPENSIONS.iter().flat_map(|machine| inputs_of(contract, machine)) {
+            let call = json!({"request": input, "execution": "manual:you"});
             broken.extend(SuspensionCall::parse(&call).err().map(|error| format!("events/{name}.json: {error}")));
         }
         let call = json!({"request": contract.inputs[PLAN_CHANGE], "execution": "manual:you"});
         broken.extend(PlanChangeCall::parse(&call).err().map(|error| format!("events/{PLAN_CHANGE}.json: {error}")));
         let look = json!({"request": contract.inputs[LOOK], "execution": "manual:you"});
         broken.extend(BillingCall::parse(&look).err().map(|error| format!("events/{LOOK}.json: {error}")));
-        let leaving = json!({"request": contract.inputs["offboard-tenant"], "execution": "manual:you"});
-        broken.extend(Leaving::parse(&leaving).err().map(|error| format!("events/offboard-tenant.json: {error}")));
+        for (name, input) in inputs_of(contract, "offboard-tenant") {
+            let leaving = json!({"request": input, "execution": "manual:you"});
+            match Leaving::parse(&leaving) {
+                Err(error) => broken.push(format!("events/{name}.json: {error}")),
+                Ok(Leaving { erasure: Some(erasure), .. }) if input["slug"] != erasure.confirm_slug.as_str() => {
+                    broken.push(format!("events/{name}.json confirms another tenant's erasure"));
+                }
+                Ok(_) => {}
+            }
+        }
         for (name, entry, detail) in entries(contract) {
             if entry["DetailType"] == PAID {
                 let waiting = sign_ups(contract)
@@ -255,6 +273,12 @@ pub(super) const WORKFLOWS_HAVE_INPUTS: Rule = Rule {
         ("a departure with free text", |contract| {
             contract.inputs.get_mut("offboard-tenant").expect("the input")["reason"] =
                 json!("we like another one better");
+        }),
+        ("a return for no reason", |contract| {
+            remove(contract.inputs.get_mut("reactivate-tenant-offboarding").expect("the input"), "reason");
+        }),
+        ("an erasure that names another tenant", |contract| {
+            contract.inputs.get_mut("offboard-tenant-erasure").expect("the input")["slug"] = json!("acme");
         }),
         ("a sign-up that is refused", |contract| {
             contract.inputs.get_mut("provision-tenant").expect("the input")["owner"]["email"] = json!("ada");

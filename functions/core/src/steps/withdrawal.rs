@@ -150,7 +150,9 @@ impl Action for NotifyOwner {
         }
         let end = OffsetDateTime::parse(&end, &Rfc3339)
             .map_err(|error| StepError::Unexpected(format!("registry: the end of hold {}: {error}", hold.id)))?;
-        let sent = match contacts::owner(&*registry.client().await?, tenant.id).await? {
+        // Read before the match, which would keep the connection that the link needs.
+        let owner = contacts::owner(&*registry.client().await?, tenant.id).await?;
+        let sent = match owner {
             None => json!({ "sent": false, "why": "the owner's data was erased" }),
             Some(owner) => {
                 let link = link::url(&*registry.client().await?, &self.links, &self.page, tenant.id).await?;

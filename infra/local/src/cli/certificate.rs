@@ -35,7 +35,8 @@ fn code(refusal: &Refusal) -> u8 {
     }
 }
 
-fn words(payload: &Payload) -> String {
+/// What is certified, for people.
+pub(super) fn words(payload: &Payload) -> String {
     let Payload { tenant_id, deleted_at, kind, reason, backups_gone_by, histories_gone_by, .. } = payload;
     let mut text = format!(
         "VALID: tenant {tenant_id} was deleted at {deleted_at} ({kind}, {reason}).\n\

@@ -10,9 +10,9 @@ use kube::api::PostParams;
 use serde_json::{Value, json};
 
 use super::gate::invoke;
-use super::{evidence, follow, summary};
+use super::{evidence, follow, nothing_is_left, summary};
 use crate::evidence::Witness;
-use crate::inventory::{Inventory, cluster_as, connect};
+use crate::inventory::{cluster_as, connect};
 use crate::progress::Progress;
 use crate::stack::Stack;
 
@@ -56,13 +56,7 @@ pub(super) async fn show(stack: &Stack, root: &Path, progress: &Progress) -> Res
     let row = client.query_one(sql, &[&slug]).await?;
     let text = |column: usize| row.get::<_, Option<String>>(column).unwrap_or_else(|| "-".to_owned());
     let id = text(0);
-    progress.say(&format!("\nWhat is left of {slug}, by each system's own listing"));
-    let inventory = Inventory { aws: aws.clone(), exports: exports.clone(), variables: stack.function_variables() };
-    let marks = [id.clone(), slug.to_owned(), format!("tenant_{}", slug.replace('-', "_"))];
-    for (system, names) in Box::pin(inventory.left_of(&marks)).await? {
-        progress.say(&format!("  {system:<46} {}", if names.is_empty() { "nothing" } else { "LEFT" }));
-        ensure!(names.is_empty(), "{system}: {names:?}");
-    }
+    nothing_is_left(stack, &id, slug, progress).await?;
     progress.say("\nWhat the registry says of it");
     for (what, column) in [("status", 1), ("failed step", 2), ("error", 3), ("message", 4), ("needs an operator", 5)] {
         progress.say(&format!("  {what:<18} {}", text(column)));

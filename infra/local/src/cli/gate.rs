@@ -1,6 +1,7 @@
 //! The demo's second part: a tenant that is suspended because a payment failed, refused, back once it is paid, and driven over
 //! its quota.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -20,16 +21,14 @@ use crate::{execution, stripe};
 
 /// The calls that the demo leaves the tenant: its plan's own number would take long to use up.
 const CALLS: i64 = 10;
-/// How long an event of Stripe's may take to the machine.
+/// How long an event, or another machine, may take to start one.
 const DELIVERY: Duration = Duration::from_secs(30);
 
 /// Shows it.
 pub(super) async fn show(stack: &Stack, slug: &str, progress: &Progress) -> Result<()> {
     let (aws, exports) = (stack.aws_config(), stack.exports());
     let export = |name: &str| exports.get(name).cloned().with_context(|| format!("no {name}"));
-    let application = export("APP_DATABASE_URL")?;
-    let registry = PostgresRegistry::new(move || log_in(application.clone()));
-    let gate = Gate::builder(&export("REDIS_URL")?, BASE_DOMAIN).registry(registry).build()?;
+    let gate = gate_of(&exports)?;
     let host = format!("{slug}.{BASE_DOMAIN}");
     let mut events = Subscription::open(&aws, stack.output("EventBusName")?).await?;
 
@@ -41,7 +40,8 @@ pub(super) async fn show(stack: &Stack, slug: &str, progress: &Progress) -> Resu
     for (becomes, event, status) in [("past_due", "invoice.payment_failed", 402), ("active", "invoice.paid", 200)] {
         progress.say(&format!("\nAt Stripe, {slug}'s subscription is {becomes}: {event} is on its way"));
         stripe::play(&export("STRIPE_API_URL")?, &subscription, &json!({ "status": becomes }), &[event]).await?;
-        let arn = started(&aws, stack.output("FollowBillingMachine")?, event, &subscription).await?;
+        let is_meant = |input: &Value| input["type"] == event && input["subscription"] == subscription.as_str();
+        let arn = started(&aws, stack.output("FollowBillingMachine")?, is_meant).await?;
         progress.say(&format!("  {arn}"));
         let outcome = execution::follow(&aws, &arn, progress).await?;
         progress.say(&summary(&outcome));
@@ -72,8 +72,16 @@ pub(super) async fn show(stack: &Stack, slug: &str, progress: &Progress) -> Resu
     Ok(())
 }
 
-/// Waits until an event about a subscription has started the machine, and returns the execution's ARN.
-async fn started(aws: &SdkConfig, machine: &str, event: &str, subscription: &str) -> Result<String> {
+/// The gate as a service of the product has it.
+pub(super) fn gate_of(exports: &HashMap<String, String>) -> Result<Gate> {
+    let export = |name: &str| exports.get(name).cloned().with_context(|| format!("no {name}"));
+    let application = export("APP_DATABASE_URL")?;
+    let registry = PostgresRegistry::new(move || log_in(application.clone()));
+    Ok(Gate::builder(&export("REDIS_URL")?, BASE_DOMAIN).registry(registry).build()?)
+}
+
+/// Waits until a machine has an execution whose input is the one that is meant, and returns its ARN.
+pub(super) async fn started(aws: &SdkConfig, machine: &str, is_meant: impl Fn(&Value) -> bool) -> Result<String> {
     let client = aws_sdk_sfn::Client::new(aws);
     let begun = Instant::now();
     while begun.elapsed() < DELIVERY {
@@ -81,13 +89,13 @@ async fn started(aws: &SdkConfig, machine: &str, event: &str, subscription: &str
             let arn = execution.execution_arn();
             let described = client.describe_execution().execution_arn(arn).send().await?;
             let input: Value = serde_json::from_str(described.input().unwrap_or_default())?;
-            if input["type"] == event && input["subscription"] == subscription {
+            if is_meant(&input) {
                 return Ok(arn.to_owned());
             }
         }
         sleep(Duration::from_millis(100)).await;
     }
-    bail!("{event} started no execution within {DELIVERY:?}")
+    bail!("{machine} was not started within {DELIVERY:?}")
 }
 
 /// Connects as the product's own role.
@@ -98,7 +106,7 @@ pub(super) async fn log_in(url: String) -> Result<tokio_postgres::Client, Regist
 }
 
 /// Makes a call, tells what the gate answers, and fails when that is another status than expected.
-async fn expect(gate: &Gate, host: &str, expected: u16, progress: &Progress) -> Result<()> {
+pub(super) async fn expect(gate: &Gate, host: &str, expected: u16, progress: &Progress) -> Result<()> {
     let (status, said) = match gate.decide_host(host, 1).await {
         Verdict::Admitted(_, budget) => (
             200,
