@@ -14,7 +14,9 @@ use tenantry_local::proxy::System;
 use tokio::time::sleep;
 
 use super::in_service::{of, publish};
-use super::{Because, Fault, Line, RECOVERY, Site, cause, deleting, injected, only, released, request_of, site, told, when};
+use super::{
+    Because, Fault, Line, RECOVERY, Site, cause, deleting, injected, only, released, request_of, site, told, when,
+};
 use crate::faults::marks;
 use crate::machine::Outcome;
 use crate::offboarding::{call, status_of, withdrawn};
@@ -132,7 +134,7 @@ pub(super) async fn one(world: &World, site: &Site, fault: Fault, line: &mut Lin
         ("PublishEvents" | "CloseOffboarding", _) => &["held"],
         ("FlagTenant", _) => &["exporting, flagged"],
         ("NotifyOwner", Fault::BeforeEffect) => &["held, flagged"],
-        ("NotifyOwner", Fault::AnswerLost) => &["held", "held, flagged"],
+        ("PublishLink" | "NotifyOwner", Fault::AnswerLost) => &["held", "held, flagged"],
         (_, Fault::BeforeEffect) => &["exporting, flagged"],
         (_, Fault::AnswerLost) => &["held", "exporting, flagged"],
         _ => &["held"],
@@ -156,7 +158,11 @@ async fn settled(world: &World, site: &Site, tenant: &Tenant, input: &Value, lin
         let input = if line.outcome == "active" { input.clone() } else { json!({"tenant_id": tenant.id}) };
         let arn = world.start_machine(OUTPUT, &input).await?;
         let outcome = followed(world, &arn).await?;
-        ensure!(outcome.is_none(), "started again, it does not wait: {}", outcome.as_ref().map(told).unwrap_or_default());
+        ensure!(
+            outcome.is_none(),
+            "started again, it does not wait: {}",
+            outcome.as_ref().map(told).unwrap_or_default()
+        );
         let reached = whereabouts(world, tenant).await?;
         ensure!(reached == "held", "started again, it ends {reached}");
         line.outcome += ", then held";
@@ -176,7 +182,8 @@ async fn settled(world: &World, site: &Site, tenant: &Tenant, input: &Value, lin
 
 /// The whole export is there, and its link works.
 async fn linked(world: &World, tenant: &Tenant) -> Result<()> {
-    let sql = "SELECT count(*) FILTER (WHERE e.state = 'finished' AND e.token_hash IS NOT NULL AND e.link_expires_at > now()
+    let sql =
+        "SELECT count(*) FILTER (WHERE e.state = 'finished' AND e.token_hash IS NOT NULL AND e.link_expires_at > now()
                                          AND h.state = 'held' AND h.expires_at > now() AND h.notified_at IS NOT NULL
                                          AND NOT EXISTS (SELECT FROM export_parts p
                                                          WHERE p.export_id = e.id AND p.done_at IS NULL)),
