@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::gate::{invoke, started};
 use super::{SIGN_UPS, nothing_is_left, summary};
+use crate::events::Subscription;
 use crate::execution::{Following, Outcome};
 use crate::progress::Progress;
 use crate::stack::Stack;
@@ -25,6 +26,9 @@ pub(super) const PARAMETERS: &[(&str, &str)] = &[("HoldSeconds", "20")];
 const COMES_BACK: (&str, &str) = ("events/offboard-tenant.json", "events/reactivate-tenant-offboarding.json");
 const LEAVES: &str = "events/offboard-tenant-growth.json";
 const IS_ERASED: &str = "events/offboard-tenant-erasure.json";
+/// What the bus brings of a tenant that leaves for good.
+const EVENTS: &[&str] =
+    &["tenant.offboarding_started", "tenant.exported", "tenant.deletion_requested", "tenant.deleted"];
 /// Where the certificates are left.
 const CERTIFICATE: &str = "certificate.json";
 const CERTIFICATE_OF_ERASURE: &str = "certificate-of-erasure.json";
@@ -48,6 +52,7 @@ pub(super) async fn show(stack: &Stack, root: &Path, progress: &Progress) -> Res
 async fn leaves(scene: &Scene<'_>, member: &Member) -> Result<()> {
     let Scene { progress, stack, .. } = scene;
     let slug = member.slug();
+    let mut events = Subscription::open(&scene.aws, stack.output("EventBusName")?).await?;
     let before = scene.session(member).await?;
     let written = scene.write(member, &before).await.map_err(scene::words)?;
     progress.say(&format!("\n{slug} has {written} projects and {} objects, and leaves", scene::OBJECTS.len()));
@@ -82,9 +87,16 @@ async fn leaves(scene: &Scene<'_>, member: &Member) -> Result<()> {
     ensure!(outcome.seconds >= 20.0, "the hold was not waited for");
     deleted(scene, member).await?;
     proof::show(scene, member, CERTIFICATE).await?;
+    let mut told = Vec::new();
+    for event in EVENTS {
+        let heard = events.events_of(event, &member.id()).await?;
+        ensure!(heard.len() == 1, "{event} came {} times", heard.len());
+        told.push(*event);
+    }
+    progress.say(&format!("\n{slug} is gone\n  {:<14} {}", "EventBridge", told.join(", ")));
     scene.is_answered(member, 403).await?;
     ensure!(link.works(scene).await?, "the link does not outlive the tenant");
-    progress.say("  The link still opens the export, until it ends");
+    progress.say(&format!("  {:<14} still opens the export, until it ends", "the link"));
     nothing_is_left(stack, &member.id(), slug, progress).await?;
     proof::what_stays(scene, CERTIFICATE)
 }
@@ -137,13 +149,6 @@ async fn is_erased(scene: &Scene<'_>, member: &Member) -> Result<()> {
     let asked = scene.input(IS_ERASED)?;
     ensure!(payload.kind == "erasure" && asked["reason"] == payload.reason.as_str(), "{payload:?}");
     ensure!(asked["erasure"]["ticket"] == json!(payload.ticket) && payload.exported_at.is_none(), "{payload:?}");
-    progress.say(&format!(
-        "  {:<14} {}, ticket {}, asked for by {}",
-        "reason",
-        payload.reason,
-        payload.ticket.unwrap_or_default(),
-        payload.requested_by
-    ));
     nothing_is_left(stack, &member.id(), slug, progress).await
 }
 

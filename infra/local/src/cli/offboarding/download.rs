@@ -75,7 +75,7 @@ impl Link {
             let (content, found) = contents.remove(name).with_context(|| format!("{name} is not on the page"))?;
             let same = file["sha256"] == found.as_str() && file["bytes"] == json!(content.len());
             ensure!(same, "{name} is not what the manifest says");
-            scene.progress.say(&format!("  {name:<28} {:>7} bytes  SHA-256 {found}", content.len()));
+            scene.progress.say(&format!("  {name:<38} {:>6} bytes  SHA-256 {found}", content.len()));
             scene.progress.tell(&json!({ "file": name, "bytes": content.len(), "sha256": found }));
         }
         ensure!(contents.is_empty(), "the manifest does not know {:?}", contents.keys());
