@@ -390,6 +390,9 @@ async fn deleted(world: &World, tenant: &Tenant, seen: &mut BTreeMap<&'static st
         resource.ensure(tenant).await?;
     }
     fill(&world.s3(), &tenant.bucket()).await?;
+    // An export of it stays, and is asked until when.
+    let part = world.s3().put_object().bucket(env.required("EXPORTS_BUCKET")?);
+    part.key(format!("exports/{}/1/manifest.json", tenant.id)).body(b"{}".to_vec().into()).send().await?;
     let registry = world.registry().await?;
     for status in ["provisioning", "active", "suspended"] {
         let sql = "UPDATE tenants SET status = $2::text::tenant_status, execution = NULL, execution_since = NULL WHERE id = $1";

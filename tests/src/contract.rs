@@ -7,6 +7,7 @@ pub use flow::UNDOES;
 
 mod api;
 mod billing;
+mod buckets;
 mod flow;
 mod in_service;
 mod inputs;
@@ -93,6 +94,7 @@ cases! {
     api::REFUSALS_ARE_PROBLEMS: "an API's refusals are the gate's own problem documents, from its first deployment on",
     stack::DATA_IS_KEPT: "tables are retained, encrypted and recoverable",
     stack::CERTIFICATES_ARE_KEPT: "certificates of deletion outlive the stack, and nobody replaces one",
+    buckets::ADMIT_ONE_LIST: "whoever writes a bucket's policy admits everybody of ours who enters it",
     permissions::ROLES_ARE_THEIR_OWN: "every function has a role of its own",
     permissions::NO_WILDCARDS: "no role has a wildcard action, nor a wildcard resource without a reason",
     permissions::TENANTS_ROLES_ARE_BOUNDED: "roles are made only for tenants, and only with the boundary",

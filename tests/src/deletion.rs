@@ -463,7 +463,7 @@ async fn recovered(world: &World) -> Result<()> {
     let gone = begun_by_nobody(world, &tenant).await?;
     let died = json!({"detail": {"executionArn": gone, "status": "TIMED_OUT"}});
     let answer = world.invoke("recover-execution", &died).await?;
-    ensure!(matches!(&answer, Ok(done) if done["action"] == "delete"), "{answer:?}");
+    ensure!(matches!(&answer, Ok(done) if done["action"] == "resume"), "{answer:?}");
     let slug = tenant.slug.as_str();
     until(|| async { Ok(world.record(slug).await?.tenant.status == Status::Deprovisioned) }).await?;
     traceless(world, &tenant).await

@@ -199,7 +199,8 @@ const RECOVERY: Duration = Duration::from_secs(180);
 /// Machines that take a tenant out of service for good, and the states by which it comes back: `offboarding`, `export` and
 /// `deletion` fail some of their calls, and the matrix none of them yet.
 const LEAVING: &[&str] = &["offboard-tenant", "delete-tenant"];
-const COMING_BACK: &[&str] = &["CancelHold", "StopWaiting", "ThawTenant", "ResumeSubscription", "VerifyTenant", "FlagTenant"];
+const COMING_BACK: &[&str] =
+    &["CancelHold", "StopWaiting", "ThawTenant", "ResumeSubscription", "VerifyTenant", "FlagTenant"];
 
 /// The states that call something and have no case.
 fn unreached(contract: &Contract) -> Vec<String> {

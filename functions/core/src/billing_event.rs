@@ -3,9 +3,9 @@
 
 use serde_json::Value;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use crate::error::StepError;
+use crate::moment;
 use crate::registry::Selector;
 use crate::registry::fence::Actor;
 use crate::request::{Fields, name, selector};
@@ -122,10 +122,7 @@ fn changed(fields: &mut Fields) -> Option<Change> {
         (Some(plan), Some(price)) => Some(plan.map(Billed::Plan).or(price.map(Billed::Price))),
         _ => None,
     };
-    let period_start = fields.optional("period_start", |value| {
-        let moment = value.as_str().and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
-        moment.ok_or("must be a moment as RFC 3339 writes it, such as 2026-11-24T08:00:00Z")
-    });
+    let period_start = fields.optional("period_start", moment::read);
     Some(Change {
         account: account?,
         sequence: sequence?,

@@ -18,6 +18,7 @@ pub mod kubernetes;
 pub mod link;
 pub mod mail;
 pub mod migrations;
+pub mod moment;
 mod page;
 pub mod postgres;
 pub mod registry;

@@ -6,11 +6,10 @@ use std::borrow::Cow;
 use std::str::FromStr;
 
 use serde_json::{Map, Value};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use crate::error::{Problem, StepError};
+use crate::moment;
 use crate::registry::Selector;
 use crate::registry::contacts::Contact;
 use crate::registry::fence::{Actor, Failure};
@@ -225,9 +224,8 @@ impl HoldExtension {
         let mut fields = Fields::of("", document)?;
         let tenant = selector(&mut fields);
         let until = fields.optional("until", |value| {
-            let moment = value.as_str().and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
             #[allow(clippy::cast_precision_loss)] // seconds since 1970 are exact in an f64
-            moment.map(|moment| Extension::Until(moment.unix_timestamp() as f64)).ok_or("must be a time as in RFC 3339")
+            moment::read(value).map(|moment| Extension::Until(moment.unix_timestamp() as f64))
         });
         let seconds = fields.optional("seconds", |value| {
             let seconds = value.as_f64().filter(|seconds| (1.0..=MAX_EXTENSION_SECONDS).contains(seconds));

@@ -158,7 +158,11 @@ impl Witness {
         ];
         let marks: Vec<_> = marks.iter().filter(|(is, _)| *is == Some(true)).map(|(_, mark)| *mark).collect();
         let status = instance.db_instance_status().unwrap_or_default();
-        Ok(format!("instance {name} {status}, {}; database {}, {what}", marks.join(", "), login.get_dbname().unwrap_or_default()))
+        Ok(format!(
+            "instance {name} {status}, {}; database {}, {what}",
+            marks.join(", "),
+            login.get_dbname().unwrap_or_default()
+        ))
     }
 
     async fn queue(&self, row: &Row) -> Result<String> {

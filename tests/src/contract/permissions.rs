@@ -90,7 +90,7 @@ const OPEN_ENDED: &[&str] = &[
 ];
 
 /// The statements of every policy, roles' own and managed: the policy's resource and the statement.
-fn statements(contract: &Contract) -> impl Iterator<Item = (&str, &Value)> {
+pub(super) fn statements(contract: &Contract) -> impl Iterator<Item = (&str, &Value)> {
     let own = contract.resources(ROLE).flat_map(|(id, role)| {
         each(&role["Properties"]["Policies"]).iter().map(move |policy| (id, &policy["PolicyDocument"]))
     });

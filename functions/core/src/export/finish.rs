@@ -2,7 +2,6 @@
 
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
 
 use super::objects::Source;
@@ -10,6 +9,7 @@ use super::parts::{Bounds, Part};
 use super::upload::Upload;
 use super::{Exporter, LOOK_TIMEOUT, PATIENCE, hold_of, planned, tables};
 use crate::error::StepError;
+use crate::moment;
 use crate::registry::Record;
 use crate::registry::exports::{self, Export, State, Totals};
 use crate::registry::fence::Actor;
@@ -149,9 +149,6 @@ fn answer(tenant: &Tenant, export: &Export, totals: Totals) -> Value {
 
 /// What the export is: for whoever restores it, and for whoever asks what was handed over.
 fn manifest(tenant: &Tenant, export: &Export, parts: &[Part]) -> Result<Value, StepError> {
-    let time = |at: OffsetDateTime| {
-        at.format(&Rfc3339).map_err(|error| StepError::Unexpected(format!("the manifest's times: {error}")))
-    };
     let mut files = Vec::with_capacity(parts.len());
     for part in parts {
         let Some(made) = &part.made else { continue };
@@ -181,8 +178,8 @@ fn manifest(tenant: &Tenant, export: &Export, parts: &[Part]) -> Result<Value, S
         "tenant": {
             "id": tenant.id, "slug": tenant.slug, "plan": tenant.plan, "isolation": tenant.isolation, "region": tenant.region,
         },
-        "started_at": time(export.started_at)?,
-        "finished_at": time(OffsetDateTime::now_utc())?,
+        "started_at": moment::text(export.started_at)?,
+        "finished_at": moment::text(OffsetDateTime::now_utc())?,
         "contents": contents,
         "files": files,
     }))

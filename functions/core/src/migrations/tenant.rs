@@ -5,11 +5,11 @@
 
 use refinery::Migration;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tokio_postgres::GenericClient;
 
 use super::{HISTORY, tenant_sql};
 use crate::error::StepError;
+use crate::moment;
 use crate::postgres::quote_identifier;
 
 /// The migrations that a schema lacks, in order; all of them when it has no history or does not exist.
@@ -48,9 +48,7 @@ pub async fn pending(client: &impl GenericClient, schema: &str) -> Result<Vec<Mi
 /// `Unexpected` when the clock cannot be written as RFC 3339.
 pub fn script(schema: &str, pending: &[Migration]) -> Result<String, StepError> {
     let table = format!("{}.{HISTORY}", quote_identifier(schema));
-    let now = OffsetDateTime::now_utc()
-        .format(&Rfc3339)
-        .map_err(|error| StepError::Unexpected(format!("writing the time of a migration: {error}")))?;
+    let now = moment::text(OffsetDateTime::now_utc())?;
     let mut script = format!(
         "CREATE TABLE IF NOT EXISTS {table} (version int4 PRIMARY KEY, name VARCHAR(255), applied_on VARCHAR(255),
              checksum VARCHAR(255));\n"

@@ -3,11 +3,11 @@
 
 use serde_json::json;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tokio_postgres::{Client, GenericClient};
 
 use super::{Selector, outbox, read};
 use crate::error::{Problem, StepError};
+use crate::moment;
 use crate::tenant::{Tenant, TenantId};
 
 /// What a system answered.
@@ -66,7 +66,7 @@ pub async fn ask(client: &mut Client, tenant: TenantId, seconds: f64) -> Result<
                RETURNING now() + make_interval(secs => $2)";
     if let Some(row) = transaction.query_opt(sql, &[&tenant.0, &seconds]).await? {
         let respond_by: OffsetDateTime = row.try_get(0)?;
-        let respond_by = respond_by.format(&Rfc3339).map_err(|error| StepError::Unexpected(error.to_string()))?;
+        let respond_by = moment::text(respond_by)?;
         let sql = "INSERT INTO downstream_requests (tenant_id, system)
                    SELECT $1, name FROM downstream_systems WHERE retired_at IS NULL";
         transaction.execute(sql, &[&tenant.0]).await?;

@@ -2,13 +2,13 @@
 
 use serde_json::json;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tokio_postgres::{GenericClient, Row, Transaction};
 
 use super::quotas::Balance;
 use super::usage::Cycle;
 use super::{Selector, outbox, read};
 use crate::error::StepError;
+use crate::moment;
 use crate::tenant::{Metered, Tenant, TenantId};
 
 /// The share of a quota at which a tenant is warned, in percent.
@@ -85,12 +85,9 @@ pub(super) async fn tell(
         return Ok(false);
     }
     let Tenant { id, slug, plan, region, .. } = read(transaction, &Selector::Id(tenant)).await?.tenant;
-    let at = |moment: OffsetDateTime| {
-        moment.format(&Rfc3339).map_err(|error| StepError::Unexpected(format!("a cycle's boundary: {error}")))
-    };
     let detail = json!({
         "slug": slug, "plan": plan, "region": region, "resource": resource, "used": used, "quota": quota,
-        "cycle_start": at(cycle.start)?, "cycle_end": at(cycle.end)?,
+        "cycle_start": moment::text(cycle.start)?, "cycle_end": moment::text(cycle.end)?,
     });
     outbox::enqueue(transaction, id, level.event(), detail).await?;
     Ok(true)

@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tokio_postgres::{Client, Transaction};
 use uuid::Uuid;
 
 use crate::error::StepError;
+use crate::moment;
 use crate::tenant::TenantId;
 
 /// The namespace of event ids: a UUIDv5 of tenant, type and version, so that a repeated event has the same id.
@@ -40,7 +40,7 @@ pub(super) async fn enqueue(
         "event_id": id,
         "schema_version": 1,
         "version": version,
-        "occurred_at": occurred_at.format(&Rfc3339).map_err(|error| StepError::Unexpected(error.to_string()))?,
+        "occurred_at": moment::text(occurred_at)?,
         "tenant_id": tenant,
     });
     if let (Value::Object(whole), Value::Object(particular)) = (&mut whole, detail) {

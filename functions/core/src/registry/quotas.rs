@@ -3,12 +3,12 @@
 use serde_json::json;
 use tenant_gate::Reason;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tokio_postgres::{Client, GenericClient, Transaction};
 
 use super::notices::{self, Level};
 use super::{Selector, audit, read, read_for_update, seats, storage, usage};
 use crate::error::StepError;
+use crate::moment;
 use crate::tenant::{Metered, Status, Tenant, TenantId};
 
 /// How much of a resource a tenant holds, and how much it may, in the resource's own unit.
@@ -126,11 +126,10 @@ pub async fn set_override(
         }
     };
     if changed == 1 {
-        let until = |moment: OffsetDateTime| moment.format(&Rfc3339).unwrap_or_default();
         let (action, detail) = match wanted {
             Some(Override { amount, expires_at }) => (
                 "quota override set",
-                json!({ "resource": resource, "amount": amount, "expires_at": until(expires_at) }),
+                json!({ "resource": resource, "amount": amount, "expires_at": moment::text(expires_at)? }),
             ),
             None => ("quota override removed", json!({ "resource": resource })),
         };

@@ -2,10 +2,10 @@
 
 use serde_json::Value;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::{Fields, boolean, label, name, selector};
 use crate::error::StepError;
+use crate::moment;
 use crate::registry::Selector;
 use crate::registry::quotas::Override;
 use crate::tenant::Metered;
@@ -113,7 +113,7 @@ impl UsageCall {
     pub fn parse(document: &Value) -> Result<Self, StepError> {
         let mut fields = Fields::of("", document)?;
         let tenant = selector(&mut fields);
-        let moment = fields.optional("cycle", moment);
+        let moment = fields.optional("cycle", moment::read);
         let problems = fields.finish();
         match (tenant, moment) {
             (Some(tenant), Some(moment)) if problems.is_empty() => Ok(UsageCall { tenant, moment }),
@@ -137,7 +137,7 @@ impl OverrideCall {
             value.as_i64().filter(|amount| *amount >= 0).ok_or("must be a whole number that is not negative")
         });
         let expires_at = fields.optional("expires_at", |value| {
-            let end = moment(value)?;
+            let end = moment::read(value)?;
             if end > OffsetDateTime::now_utc() { Ok(end) } else { Err("must lie in the future") }
         });
         let remove = fields.optional("remove", boolean).map(Option::unwrap_or_default);
@@ -181,11 +181,6 @@ fn media_type(value: &Value) -> Result<String, &'static str> {
     let text =
         text.filter(|text| text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') && text.trim() == *text);
     text.map(str::to_owned).ok_or("must be a media type of at most 255 ASCII characters, such as image/png")
-}
-
-fn moment(value: &Value) -> Result<OffsetDateTime, &'static str> {
-    let moment = value.as_str().and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
-    moment.ok_or("must be a moment (RFC 3339), such as 2027-01-01T00:00:00Z")
 }
 
 #[cfg(test)]

@@ -6,13 +6,14 @@ use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::types::EncodingType;
 use time::OffsetDateTime;
-use time::format_description::well_known::{Rfc2822, Rfc3339};
+use time::format_description::well_known::Rfc2822;
 use tokio::time::Instant;
 
 use super::{Finding, Kept, Store, Subject, count};
 use crate::aws::{classify, code, s3};
 use crate::environment::Environment;
 use crate::error::StepError;
+use crate::moment;
 use crate::resource::bucket::decoded;
 use crate::tenant::Tenant;
 
@@ -159,7 +160,7 @@ impl Store for Exports {
             }
         }
         let Some((_, key)) = newest else { return Ok(Finding::default()) };
-        let until = self.expiry(&key).await?.and_then(|at| at.format(&Rfc3339).ok());
+        let until = self.expiry(&key).await?.map(moment::text).transpose()?;
         let kept = Kept {
             what: format!("{files} files of exports, {bytes} bytes"),
             why: "the owner may download them until they expire".into(),

@@ -3,12 +3,11 @@
 use async_trait::async_trait;
 use serde_json::{Map, Value, json};
 use tenant_gate::Reason;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use crate::environment::Environment;
 use crate::error::StepError;
 use crate::gate::Projector;
+use crate::moment;
 use crate::postgres::Database;
 use crate::registry;
 use crate::registry::quotas::{self, Balance, Decision, Override};
@@ -65,10 +64,10 @@ impl Step for ReadUsage {
             "tenant_id": tenant.id,
             "slug": tenant.slug,
             "plan": tenant.plan,
-            "cycle_start": text(report.cycle.start)?,
-            "cycle_end": text(report.cycle.end)?,
+            "cycle_start": moment::text(report.cycle.start)?,
+            "cycle_end": moment::text(report.cycle.end)?,
             "current": report.cycle.current,
-            "calls_counted_at": report.calls_counted_at.map(text).transpose()?,
+            "calls_counted_at": report.calls_counted_at.map(moment::text).transpose()?,
             "resources": resources,
         }))
     }
@@ -77,7 +76,7 @@ impl Step for ReadUsage {
 /// What was used of one resource. Quotas are those of now: of a cycle that is over, only what was used is told.
 fn line(used: &Used) -> Result<Value, StepError> {
     let instead = used.instead.map(|Override { amount, expires_at }| {
-        Ok::<_, StepError>(json!({ "amount": amount, "expires_at": text(expires_at)? }))
+        Ok::<_, StepError>(json!({ "amount": amount, "expires_at": moment::text(expires_at)? }))
     });
     Ok(json!({
         "used": used.used,
@@ -87,13 +86,6 @@ fn line(used: &Used) -> Result<Value, StepError> {
         "plan_quota": used.plan_quota,
         "override": instead.transpose()?,
     }))
-}
-
-fn text(moment: OffsetDateTime) -> Result<String, StepError> {
-    moment
-        .to_offset(time::UtcOffset::UTC)
-        .format(&Rfc3339)
-        .map_err(|error| StepError::Unexpected(format!("writing a moment: {error}")))
 }
 
 #[async_trait]

@@ -6,10 +6,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use crate::environment::Environment;
 use crate::error::{Problem, StepError};
+use crate::moment;
 use crate::postgres::Database;
 use crate::registry::quotas::Decision;
 use crate::registry::{self, Selector, storage};
@@ -83,7 +83,7 @@ impl Step for IssueUpload {
         let (tenant, decision) = storage::reserve(&mut client, &by_id, &key, bytes, ROOM_IS_KEPT).await?;
         let mut answer = answer(&tenant, &decision);
         if let Decision::Granted(_) = decision {
-            let until = until.format(&Rfc3339).map_err(|error| StepError::Unexpected(error.to_string()))?;
+            let until = moment::text(until)?;
             answer["upload"] =
                 json!({ "method": "PUT", "url": upload.url, "headers": upload.headers, "expires_at": until });
         }

@@ -6,7 +6,6 @@ use aws_sdk_kms::types::{MessageType, SigningAlgorithmSpec};
 use aws_sdk_s3::primitives::ByteStream;
 use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
-use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 
 use super::Removal;
@@ -14,6 +13,7 @@ use crate::aws::classify;
 use crate::certificate::{Downstream, Envelope, FORMAT, Payload, fingerprint};
 use crate::environment::Environment;
 use crate::error::StepError;
+use crate::moment;
 use crate::postgres::Database;
 use crate::registry::deletions::Deletion;
 use crate::registry::holds::Hold;
@@ -137,11 +137,9 @@ fn who(requested_by: &str) -> String {
     machine.map_or_else(|| requested_by.to_owned(), |machine| format!("an execution of {machine}"))
 }
 
-/// A moment in RFC 3339, in UTC.
-fn text(moment: OffsetDateTime) -> Result<String, StepError> {
-    let utc = moment.to_offset(time::UtcOffset::UTC);
-    let utc = utc.replace_nanosecond(0).unwrap_or(utc);
-    utc.format(&Rfc3339).map_err(|error| StepError::Unexpected(format!("writing a time: {error}")))
+/// A moment, to the second.
+fn text(at: OffsetDateTime) -> Result<String, StepError> {
+    moment::text(at.replace_nanosecond(0).unwrap_or(at))
 }
 
 #[async_trait]
