@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::permissions::statements;
 use super::template::each;
-use super::{Contract, Rule};
+use super::Rule;
 
 const FUNCTION: &str = "AWS::Serverless::Function";
 const LIST: &str = "STACK_ROLE_ARNS";
