@@ -593,6 +593,13 @@ async fn linked(world: &World) -> Result<()> {
     ensure!(url().await?.is_none(), "a link before it was published");
     let published = leaving.step(world, "publish-link", &leaving.call()).await?;
     ensure!(leaving.step(world, "publish-link", &leaving.call()).await? == published, "the second call differs");
+    // The owner is mailed it once.
+    let mailed = async |token: &str| {
+        anyhow::Ok(world.emails().await?.iter().filter(|one| one.to_string().contains(token)).count())
+    };
+    for _ in 0..2 {
+        leaving.step(world, "notify-owner", &leaving.call()).await?;
+    }
     let sql = "SELECT h.state, to_char(date_trunc('second', h.expires_at + interval '999999 microseconds') AT TIME ZONE 'UTC',
                           'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
                       e.link_expires_at > now() + interval '29 days', encode(e.token_hash, 'hex')
@@ -656,6 +663,7 @@ async fn linked(world: &World) -> Result<()> {
             ensure!(status == 404 && location.is_empty(), "{query:?}: {status} {location}");
         }
     }
+    ensure!(mailed(&token).await? == 1, "the link was mailed {} times", mailed(&token).await?);
     // Another link ends this one, though the execution that waits holds the tenant.
     let renewed = leaving.step(world, "publish-link", &json!({"tenant_id": id, "execution": "manual:test"})).await?;
     ensure!(renewed["generation"] == json!(2), "{renewed}");
@@ -663,6 +671,11 @@ async fn linked(world: &World) -> Result<()> {
     let address = url().await?.context("no link")?.url;
     let token = address.strip_prefix("https://page.example/?token=").context("another address")?.to_owned();
     ensure!(ask(world, Method::GET, &[("token", &token)]).await?.0 == 200);
+    // By hand the owner is mailed the new one.
+    registry.execute("UPDATE tenants SET execution = NULL, execution_since = NULL WHERE id = $1", &[&id.0]).await?;
+    ensure!(mailed(&token).await? == 0);
+    leaving.step(world, "notify-owner", &json!({"tenant_id": id, "execution": "manual:test"})).await?;
+    ensure!(mailed(&token).await? == 1, "the owner has no link that works");
     // It outlives the tenant.
     let gone = "UPDATE tenants SET status = 'deprovisioned', execution = NULL, execution_since = NULL WHERE id = $1";
     registry.execute(gone, &[&id.0]).await?;

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tenant_gate::{Reason as Refused, Verdict};
+use tenantry_core::gate::Projector;
 use tenantry_core::registry::{Selector, fence, lifecycle, suspensions};
 use tenantry_core::resource::Inspection;
 use tenantry_core::tenant::{Plan, Reason, Status, Tenant};
@@ -39,6 +40,8 @@ pub async fn in_service(world: &World) -> Result<Tenant> {
     let mut registry = world.registry().await?;
     lifecycle::activate(&mut registry, tenant.id, &execution, BASE_DOMAIN).await?;
     fence::give_back(&registry, tenant.id, &execution).await?;
+    // As ActivateTenant does: a reconciliation of another test may have told that it is being provisioned.
+    Projector::from_env(&world.env)?.project(&registry, &tenant).await?;
     Ok(tenant)
 }
 

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
+use super::Rule;
 use super::permissions::statements;
 use super::template::each;
-use super::{Contract, Rule};
 
 const FUNCTION: &str = "AWS::Serverless::Function";
 const LIST: &str = "STACK_ROLE_ARNS";

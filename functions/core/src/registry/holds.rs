@@ -298,6 +298,17 @@ pub async fn notified(client: &Client, hold: &Hold) -> Result<(), StepError> {
     Ok(())
 }
 
+/// Forgets that the owner was told, because the link of that mail has ended: NotifyOwner tells again. Without a hold that waits,
+/// nothing changes.
+///
+/// # Errors
+/// When the registry cannot be written.
+pub async fn untold(client: &Client, tenant: TenantId) -> Result<(), StepError> {
+    let sql = "UPDATE holds SET notified_at = NULL WHERE tenant_id = $1 AND state = 'held'";
+    client.execute(sql, &[&tenant.0]).await?;
+    Ok(())
+}
+
 async fn superseded(client: &impl GenericClient, tenant: TenantId, what: &str) -> Result<StepError, StepError> {
     let slug = read(client, &Selector::Id(tenant)).await?.tenant.slug;
     Ok(StepError::Superseded(match latest(client, tenant).await? {

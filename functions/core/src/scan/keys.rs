@@ -30,19 +30,22 @@ impl Store for Keys {
         let slug = &subject.tenant.slug;
         let mut left = self.redis.keys(slug).await?;
         let projection = projection(slug);
+        let mut refuses = true;
         if left.contains(&projection) {
             let standing = redis::cmd("HGET").arg(&projection).arg("standing").to_owned();
             let standing: Option<String> =
                 standing.query_async(&mut self.redis.redis().await?).await.map_err(|error| unreached(&error))?;
-            if standing.is_some_and(|standing| standing != "active") {
-                left.retain(|key| *key != projection);
-                finding.kept.push(Kept {
-                    what: "the gate's refusal".into(),
-                    why: "requests for the deleted tenant are refused at once: its id and its standing, and no usage"
-                        .into(),
-                    until: None,
-                });
-            }
+            refuses = standing.is_some_and(|standing| standing != "active");
+        }
+        // Also where it is not there now: CloseDeletion, which the certificate comes before, writes it anew.
+        if refuses {
+            left.retain(|key| *key != projection);
+            finding.kept.push(Kept {
+                what: "the gate's refusal".into(),
+                why: "requests for the deleted tenant are refused at once: its id and its standing, and no usage"
+                    .into(),
+                until: None,
+            });
         }
         finding.counts = Finding::of([("keys", count(left.len()))]).counts;
         Ok(finding)

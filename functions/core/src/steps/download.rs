@@ -75,7 +75,8 @@ impl PublishLink {
         Ok(json!({ "tenant_id": tenant.id, "expires_at": hold.expires_at }))
     }
 
-    /// By hand: another link to the newest export, where the one there was was lost or revoked. The old one ends. The hold stays.
+    /// By hand: another link to the newest export, where the one there was was lost or revoked. The old one ends. The hold stays,
+    /// and its owner may be told anew.
     async fn renew(&self, record: &Record, actor: &Actor) -> Result<Value, StepError> {
         let tenant = &record.tenant;
         let export = exports::newest_finished(&*self.registry.client().await?, tenant.id).await?;
@@ -83,6 +84,7 @@ impl PublishLink {
             return Err(StepError::Conflict(format!("tenant {} ({}) has no finished export", tenant.slug, tenant.id)));
         };
         self.open(&export, actor).await?;
+        holds::untold(&*self.registry.client().await?, tenant.id).await?;
         let opened = exports::link(&*self.registry.client().await?, export.id).await?;
         let generation = opened.map(|opened| opened.export.generation);
         Ok(json!({ "tenant_id": tenant.id, "export_id": export.id, "generation": generation }))

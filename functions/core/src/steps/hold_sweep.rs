@@ -49,7 +49,8 @@ impl SweepHolds {
     /// Starts what nobody does. A hold's trouble is logged, and keeps no other from being looked at.
     async fn take_up(&self) -> Result<usize, StepError> {
         let mut started = 0;
-        for due in hold_sweep::due(&*self.registry.client().await?, MARGIN_SECONDS).await? {
+        let waiting = hold_sweep::due(&*self.registry.client().await?, MARGIN_SECONDS).await?;
+        for due in waiting {
             match self.take_up_one(&due).await {
                 Ok(begun) => started += usize::from(begun),
                 Err(error) => tracing::warn!(

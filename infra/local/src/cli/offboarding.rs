@@ -13,18 +13,24 @@ use serde_json::{Value, json};
 
 use super::gate::{invoke, started};
 use super::{SIGN_UPS, nothing_is_left, summary};
+use crate::events::Subscription;
 use crate::execution::{Following, Outcome};
 use crate::progress::Progress;
 use crate::stack::Stack;
 use scene::{Member, Scene};
 
-/// A hold that somebody who watches can wait for.
-pub(super) const PARAMETERS: &[(&str, &str)] = &[("HoldSeconds", "20")];
+/// How long a tenant is kept, in seconds: as long as somebody who watches waits.
+const HOLD: &str = "20";
+/// The template's parameters for this stack.
+pub(super) const PARAMETERS: &[(&str, &str)] = &[("HoldSeconds", HOLD)];
 
 /// What each machine is started with. The three tenants are those of the sign-ups.
 const COMES_BACK: (&str, &str) = ("events/offboard-tenant.json", "events/reactivate-tenant-offboarding.json");
 const LEAVES: &str = "events/offboard-tenant-growth.json";
 const IS_ERASED: &str = "events/offboard-tenant-erasure.json";
+/// What the bus brings of a tenant that leaves for good.
+const EVENTS: &[&str] =
+    &["tenant.offboarding_started", "tenant.exported", "tenant.deletion_requested", "tenant.deleted"];
 /// Where the certificates are left.
 const CERTIFICATE: &str = "certificate.json";
 const CERTIFICATE_OF_ERASURE: &str = "certificate-of-erasure.json";
@@ -48,15 +54,16 @@ pub(super) async fn show(stack: &Stack, root: &Path, progress: &Progress) -> Res
 async fn leaves(scene: &Scene<'_>, member: &Member) -> Result<()> {
     let Scene { progress, stack, .. } = scene;
     let slug = member.slug();
+    let mut events = Subscription::open(&scene.aws, stack.output("EventBusName")?).await?;
     let before = scene.session(member).await?;
-    let written = scene.write(member, &before).await.map_err(scene::words)?;
+    let written = member.write(&before).await.map_err(scene::words)?;
     progress.say(&format!("\n{slug} has {written} projects and {} objects, and leaves", scene::OBJECTS.len()));
 
     let mut offboarding = scene.begin("OffboardTenantMachine", LEAVES).await?;
-    ensure!(offboarding.until("WaitForHold").await?, "{slug} is not held: {}", ended(offboarding).await?.cause);
+    ensure!(offboarding.until("WaitForHold").await?, "{slug} is not held: {}", offboarding.end().await?.cause);
     let end = scene.hold(member).await?;
     progress.say(&format!("\nUntil {end} everything of {slug} stays, and nobody can change it"));
-    let error = scene.write(member, &before).await.err().context("written in a session that was open")?;
+    let error = member.write(&before).await.err().context("written in a session that was open")?;
     progress.say(&format!("  {:<14} a session that was open: {}", "PostgreSQL", scene::words(error)));
     let error = scene.session(member).await.err().context("the tenant's own role logs in")?;
     progress.say(&format!("  {:<14} a new one: {error:#}", "PostgreSQL"));
@@ -79,12 +86,16 @@ async fn leaves(scene: &Scene<'_>, member: &Member) -> Result<()> {
 
     progress.say("\nThe hold ends");
     let outcome = succeeded(progress, offboarding.end().await?)?;
-    ensure!(outcome.seconds >= 20.0, "the hold was not waited for");
+    ensure!(outcome.seconds >= HOLD.parse()?, "the hold was not waited for");
     deleted(scene, member).await?;
     proof::show(scene, member, CERTIFICATE).await?;
+    for event in EVENTS {
+        events.events_of(event, &member.id()).await?;
+    }
+    progress.say(&format!("\n{slug} is gone\n  {:<14} {}", "EventBridge", EVENTS.join(", ")));
     scene.is_answered(member, 403).await?;
     ensure!(link.works(scene).await?, "the link does not outlive the tenant");
-    progress.say("  The link still opens the export, until it ends");
+    progress.say(&format!("  {:<14} still opens the export, until it ends", "the link"));
     nothing_is_left(stack, &member.id(), slug, progress).await?;
     proof::what_stays(scene, CERTIFICATE)
 }
@@ -95,11 +106,11 @@ async fn comes_back(scene: &Scene<'_>, member: &Member) -> Result<()> {
     let (away, back) = COMES_BACK;
     progress.say(&format!("\n{slug} leaves as well"));
     let mut offboarding = scene.begin("OffboardTenantMachine", away).await?;
-    ensure!(offboarding.until("WaitForHold").await?, "{slug} is not held: {}", ended(offboarding).await?.cause);
+    ensure!(offboarding.until("WaitForHold").await?, "{slug} is not held: {}", offboarding.end().await?.cause);
     let end = scene.hold(member).await?;
     progress.say(&format!("\nUntil {end} it can come back"));
     let product = scene.session(member).await?;
-    let error = scene.write(member, &product).await.err().context("the product writes rows of a frozen tenant")?;
+    let error = member.write(&product).await.err().context("the product writes rows of a frozen tenant")?;
     progress.say(&format!("  {:<14} the product, for it: {}", "PostgreSQL", scene::words(error)));
     scene.refuses_uploads(member).await?;
     scene.is_answered(member, 403).await?;
@@ -109,7 +120,7 @@ async fn comes_back(scene: &Scene<'_>, member: &Member) -> Result<()> {
     let waiting = offboarding.end().await?;
     ensure!(waiting.status == ExecutionStatus::Aborted, "its deletion is still waited for: {}", waiting.status);
     progress.say(&format!("\n{slug} is back; what waited to delete it was stopped: {}", waiting.cause));
-    let rows = scene.write(member, &product).await.map_err(scene::words)?;
+    let rows = member.write(&product).await.map_err(scene::words)?;
     progress.say(&format!("  {:<14} {rows} rows written, in the session that was refused", "PostgreSQL"));
     scene.uploads(member, "reports/2026-12.pdf").await?;
     progress.say(&format!("  {:<14} an object was put", "S3"));
@@ -137,13 +148,6 @@ async fn is_erased(scene: &Scene<'_>, member: &Member) -> Result<()> {
     let asked = scene.input(IS_ERASED)?;
     ensure!(payload.kind == "erasure" && asked["reason"] == payload.reason.as_str(), "{payload:?}");
     ensure!(asked["erasure"]["ticket"] == json!(payload.ticket) && payload.exported_at.is_none(), "{payload:?}");
-    progress.say(&format!(
-        "  {:<14} {}, ticket {}, asked for by {}",
-        "reason",
-        payload.reason,
-        payload.ticket.unwrap_or_default(),
-        payload.requested_by
-    ));
     nothing_is_left(stack, &member.id(), slug, progress).await
 }
 
@@ -154,10 +158,6 @@ async fn deleted(scene: &Scene<'_>, member: &Member) -> Result<()> {
     let arn = started(aws, stack.output("DeleteTenantMachine")?, |input| input["tenant_id"] == id.as_str()).await?;
     progress.say(&format!("\ndelete-tenant, which it has started: the point of no return\n  {arn}"));
     succeeded(progress, Following::begin(aws, &arn, progress).end().await?).map(drop)
-}
-
-async fn ended(following: Following) -> Result<Outcome> {
-    following.end().await
 }
 
 /// Tells how an execution ended, and fails unless that is well.

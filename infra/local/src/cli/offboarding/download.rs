@@ -62,7 +62,8 @@ impl Link {
             let answer = self.ask(scene, &query).await?;
             ensure!(answer.status() == 303, "{name} answers {}", answer.status());
             let place = answer.headers().get("location").context("a redirect to nowhere")?.to_str()?.to_owned();
-            let content = reqwest::get(place).await?.error_for_status()?.bytes().await?;
+            let content = reqwest::get(place).await.and_then(reqwest::Response::error_for_status);
+            let content = content.map_err(reqwest::Error::without_url)?.bytes().await?;
             let found = format!("{:x}", Sha256::digest(&content));
             ensure!(found == sha256, "{name} is not what the page says");
             contents.insert(name, (content, found));
@@ -75,7 +76,7 @@ impl Link {
             let (content, found) = contents.remove(name).with_context(|| format!("{name} is not on the page"))?;
             let same = file["sha256"] == found.as_str() && file["bytes"] == json!(content.len());
             ensure!(same, "{name} is not what the manifest says");
-            scene.progress.say(&format!("  {name:<28} {:>7} bytes  SHA-256 {found}", content.len()));
+            scene.progress.say(&format!("  {name:<38} {:>6} bytes  SHA-256 {found}", content.len()));
             scene.progress.tell(&json!({ "file": name, "bytes": content.len(), "sha256": found }));
         }
         ensure!(contents.is_empty(), "the manifest does not know {:?}", contents.keys());
@@ -86,7 +87,9 @@ impl Link {
     async fn ask(&self, scene: &Scene<'_>, query: &str) -> Result<reqwest::Response> {
         let client = reqwest::Client::builder().redirect(Policy::none()).build()?;
         let request = client.get(format!("{}/?{query}", scene.export("AWS_ENDPOINT_URL")?));
-        Ok(request.header("host", self.url.host_str().unwrap_or_default()).send().await?)
+        let answer = request.header("host", self.url.host_str().unwrap_or_default()).send().await;
+        // Without the URL, whose token opens the export.
+        answer.map_err(|error| error.without_url().into())
     }
 }
 

@@ -38,7 +38,10 @@ pub(super) async fn show(scene: &Scene<'_>, member: &Member, name: &str) -> Resu
     ensure!(verify(&changed.to_json()?, &key) == Err(Refusal::Changed), "a changed certificate verifies");
 
     progress.say(&format!("\nThe certificate is left at {REPORTS}/{name}"));
-    progress.say(&format!("  {:<14} {key}", "signed by"));
+    progress.say(&format!("  {:<16} {key}", "signed by"));
+    let ticket = payload.ticket.as_ref().map_or_else(String::new, |ticket| format!(", ticket {ticket}"));
+    let Payload { reason, requested_by, .. } = &payload;
+    progress.say(&format!("  {:<16} {reason}, asked for by {requested_by}{ticket}", "because"));
     for line in words(&payload).lines() {
         progress.say(&format!("  {line}"));
     }
@@ -47,7 +50,7 @@ pub(super) async fn show(scene: &Scene<'_>, member: &Member, name: &str) -> Resu
         let left = &payload.scan[store];
         ensure!(left.as_object().is_some_and(|left| left.keys().all(|kind| kind == "kept")), "{store}: {left} is left");
         if !counts.is_empty() {
-            progress.say(&format!("  {store:<14} had {}; has nothing", counts.join(", ")));
+            progress.say(&format!("  {store:<16} had {}; has nothing", counts.join(", ")));
         }
     }
     progress.say(&format!("  Verify it offline:\n    make verify-certificate FILE={REPORTS}/{name} KEY={key}"));
@@ -69,7 +72,7 @@ pub(super) fn what_stays(scene: &Scene<'_>, name: &str) -> Result<()> {
         for kept in found["kept"].as_array().into_iter().flatten() {
             let text = |field: &str| kept[field].as_str().unwrap_or_default();
             let until = kept["until"].as_str().map_or_else(String::new, |until| format!(" (until {until})"));
-            scene.progress.say(&format!("  {store:<14} {}: {}{until}", text("what"), text("why")));
+            scene.progress.say(&format!("  {store:<16} {}: {}{until}", text("what"), text("why")));
         }
     }
     Ok(())

@@ -51,6 +51,19 @@ impl Member {
     pub(super) fn id(&self) -> String {
         self.tenant.id.to_string()
     }
+
+    /// Writes projects in a session of the product's, and returns how many.
+    pub(super) async fn write(&self, session: &Client) -> Result<i64, tokio_postgres::Error> {
+        let names = "SELECT 'project ' || n FROM generate_series(1, $1::int) AS n";
+        let sql = match self.tenant.isolation {
+            Isolation::Shared => format!(
+                "INSERT INTO pool.projects (tenant_id, name) SELECT pool.current_tenant(), names.* FROM ({names}) AS names"
+            ),
+            Isolation::Schema | Isolation::Database => format!("INSERT INTO projects (name) {names}"),
+        };
+        let rows = session.execute(&sql, &[&PROJECTS]).await?;
+        Ok(i64::try_from(rows).unwrap_or_default())
+    }
 }
 
 impl<'a> Scene<'a> {
@@ -111,20 +124,6 @@ impl<'a> Scene<'a> {
         Ok(client)
     }
 
-    /// Writes projects in a session, and returns how many.
-    pub(super) async fn write(&self, member: &Member, session: &Client) -> Result<i64, tokio_postgres::Error> {
-        let names = "SELECT 'project ' || n FROM generate_series(1, $1::int) AS n";
-        let rows = if member.tenant.isolation == Isolation::Shared {
-            let sql = format!(
-                "INSERT INTO pool.projects (tenant_id, name) SELECT pool.current_tenant(), names.* FROM ({names}) AS names"
-            );
-            session.execute(&sql, &[&PROJECTS]).await?
-        } else {
-            session.execute(&format!("INSERT INTO projects (name) {names}"), &[&PROJECTS]).await?
-        };
-        Ok(i64::try_from(rows).unwrap_or_default())
-    }
-
     async fn ask_for_upload(&self, member: &Member, key: &str) -> Result<Value> {
         invoke(&self.aws, "issue-upload", &json!({ "slug": member.slug(), "key": key, "bytes": CONTENT.len() })).await
     }
@@ -140,8 +139,9 @@ impl<'a> Scene<'a> {
                 put = put.header(name, value.as_str().unwrap_or_default());
             }
         }
-        put.send().await?.error_for_status()?;
-        Ok(())
+        // Without the URL, which is a secret while it works.
+        let put = put.send().await.and_then(reqwest::Response::error_for_status);
+        put.map(drop).map_err(|error| error.without_url().into())
     }
 
     /// Nobody gets a URL to put an object with, and S3 was told to take none by those that were given out before.
@@ -158,13 +158,11 @@ impl<'a> Scene<'a> {
         };
         let denial = policy["Statement"].as_array().into_iter().flatten().find(denies);
         let denial = denial.with_context(|| format!("the bucket of {} takes objects: {policy}", member.slug()))?;
-        // The emulator keeps the policy, and enforces none: what can be shown is what S3 was told.
+        // What can be shown here is what S3 was told.
         self.progress.say(&format!(
-            "  {:<14} for URLs that were signed before, the bucket's policy says {}: {} {} to {}",
+            "  {:<14} URLs signed before: the bucket's policy, which the emulator keeps and S3 enforces, has {}: Deny s3:PutObject to {}",
             "S3",
             denial["Sid"].as_str().unwrap_or_default(),
-            denial["Effect"].as_str().unwrap_or_default(),
-            "s3:PutObject",
             denial["Principal"]
         ));
         Ok(())
