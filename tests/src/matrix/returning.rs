@@ -29,19 +29,20 @@ const fn back(state: &'static str, system: System, function: &'static str, holds
     of(REACTIVATE, only("shared", site(state, system, function, holds)))
 }
 
-/// Every state that only a tenant comes to that was leaving, with the call that makes its effect.
+/// Every state that only a tenant comes to that was leaving, and the one that ends it, with the call that makes its effect.
 pub(super) static SITES: &[Site] = &[
     back("CancelHold", Postgres, "cancel-hold", "SET state = 'cancelled'"),
     back("StopWaiting", Aws, "stop-waiting", "AWSStepFunctions.StopExecution"),
     back("ThawTenant", Aws, "thaw-tenant", "PUT /tenant-"),
     back("ResumeSubscription", Stripe, "resume-subscription", "POST /v1/subscriptions"),
     back("VerifyTenant", Postgres, "verify-tenant", "SET thawed_at"),
+    only("schema", back("ReactivateTenant", Postgres, "reactivate-tenant", "DELETE FROM suspensions")),
     when(Because::Fails("ThawTenant"), back("FlagTenant", Postgres, "flag-tenant", "needs_operator = $5")),
 ];
 
 /// Whether a site of the machine is one of these.
 pub(super) fn has(site: &Site) -> bool {
-    SITES.iter().any(|one| one.state == site.state)
+    SITES.iter().any(|one| one.state == site.state && one.isolation == site.isolation)
 }
 
 async fn run(world: &World, tenant: &Tenant) -> Result<Outcome> {
