@@ -174,7 +174,7 @@ async fn erased(world: &World, tenant: &Tenant, request: &Value) -> Result<()> {
 }
 
 /// SHA-256 of the key's public half, as an operator pins it.
-async fn pinned(world: &World) -> Result<String> {
+pub async fn pinned(world: &World) -> Result<String> {
     let kms = aws_sdk_kms::Client::new(&world.env.aws);
     let key = world.outputs.get("CertificateKeyArn").context("no key")?;
     let public = kms.get_public_key().key_id(key).send().await?.public_key.context("no public key")?;

@@ -66,7 +66,7 @@ fn dead(machine: &str) -> String {
     format!("arn:aws:states:us-east-1:000000000000:execution:{machine}:gone-{}", Uuid::new_v4())
 }
 
-async fn call(world: &World, step: &str, input: Value) -> Result<Value> {
+pub async fn call(world: &World, step: &str, input: Value) -> Result<Value> {
     let answer = world.invoke(step, &input).await?;
     answer.map_err(|(name, text)| anyhow::anyhow!("{step}: {name}: {text}"))
 }
@@ -91,7 +91,7 @@ async fn provisioned(world: &World, plan: &str) -> Result<Tenant> {
 }
 
 /// Withdraws a tenant as offboard-tenant does, up to where its export would begin, by an execution that has died since.
-async fn withdrawn(world: &World, tenant: &Tenant) -> Result<String> {
+pub async fn withdrawn(world: &World, tenant: &Tenant) -> Result<String> {
     let execution = dead("offboard-tenant");
     let begun = call(world, "begin-offboarding", leaving(tenant, &execution)).await?;
     ensure!(begun["decision"] == "export", "{begun}");
@@ -102,7 +102,7 @@ async fn withdrawn(world: &World, tenant: &Tenant) -> Result<String> {
 }
 
 /// Starts offboard-tenant for a tenant whose link is published for so many seconds, and waits until it waits for the hold.
-async fn held(world: &World, tenant: &Tenant, seconds: f64) -> Result<String> {
+pub async fn held(world: &World, tenant: &Tenant, seconds: f64) -> Result<String> {
     let execution = withdrawn(world, tenant).await?;
     holds::publish(&world.registry().await?, tenant.id, &execution, seconds).await?;
     let waiting = world.start_machine("OffboardTenantMachine", &json!({"tenant_id": tenant.id})).await?;
@@ -118,7 +118,7 @@ async fn held(world: &World, tenant: &Tenant, seconds: f64) -> Result<String> {
     }
 }
 
-fn returning(tenant: &Tenant) -> Value {
+pub fn returning(tenant: &Tenant) -> Value {
     json!({"tenant_id": tenant.id, "reason": "offboarding", "actor": "ops:test"})
 }
 
@@ -365,7 +365,7 @@ async fn flag(world: &World, tenants: &[TenantId]) -> Result<()> {
     Ok(())
 }
 
-async fn status_of(world: &World, execution: &str) -> Result<ExecutionStatus> {
+pub async fn status_of(world: &World, execution: &str) -> Result<ExecutionStatus> {
     let machines = aws_sdk_sfn::Client::new(&world.env.aws);
     Ok(machines.describe_execution().execution_arn(execution).send().await?.status().clone())
 }

@@ -16,6 +16,8 @@ use crate::error::StepError;
 
 /// The longest one statement may run. Below [`crate::aws::OPERATION_TIMEOUT`]'s sibling bound, the functions' `Timeout`.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(20);
+/// The database that every server has, to create and drop others from.
+pub const MAINTENANCE: &str = "postgres";
 /// The longest a statement may wait for a lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// A transaction left open by a killed function ends after this long.
@@ -89,6 +91,15 @@ impl Database {
     /// Closes the connection, where there is one; the next use connects again.
     pub async fn close(&self) {
         *self.client.lock().await = None;
+    }
+
+    /// A session of its own in another database of the same server.
+    ///
+    /// # Errors
+    /// As [`Database::client`].
+    pub async fn session_in(&self, database: &str) -> Result<Client, StepError> {
+        let login = Credentials { dbname: database.to_owned(), ..self.credentials().await? };
+        connect(&login, self.ca_bundle.as_deref()).await
     }
 
     /// Reads the credentials from Secrets Manager.

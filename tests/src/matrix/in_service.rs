@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use tenant_gate::Verdict as Answer;
 use tenantry_core::resource::Inspection;
 use tenantry_core::tenant::{Plan, Status, Tenant};
-use tenantry_local::proxy::{System, Verdict};
+use tenantry_local::proxy::System;
 
-use super::{Because, FOR_GOOD, Fault, Line, Site, injected, only, released, site, told, when};
+use super::{Because, Fault, Line, Site, cause, injected, only, released, site, told, when};
 use crate::billing_events::{becomes, subscriber};
 use crate::faults::marks;
 use crate::gate::gate;
@@ -21,15 +21,15 @@ use crate::world::World;
 use System::{Aws, Kubernetes, Postgres, Stripe};
 
 const SUSPEND: &str = "suspend-tenant";
-const REACTIVATE: &str = "reactivate-tenant";
+pub(super) const REACTIVATE: &str = "reactivate-tenant";
 const FOLLOW: &str = "follow-billing";
 const CHANGE: &str = "change-plan";
 
-const fn of(machine: &'static str, site: Site) -> Site {
+pub(super) const fn of(machine: &'static str, site: Site) -> Site {
     Site { machine, ..site }
 }
 
-const fn publish(machine: &'static str) -> Site {
+pub(super) const fn publish(machine: &'static str) -> Site {
     of(machine, only("shared", site("PublishEvents", Aws, "publish-events", "AWSEvents.PutEvents")))
 }
 
@@ -53,7 +53,7 @@ pub(super) static SITES: &[Site] = &[
     change("ReportPlanFit", Postgres, "report-plan-fit", "SET version = version + 1"),
     change("ClosePlanChange", Postgres, "close-plan-change", "UPDATE plan_changes c SET closed_at"),
     publish(CHANGE),
-    when(Because::NoLimits, change("FlagTenant", Postgres, "flag-tenant", "needs_operator = $5")),
+    when(Because::Fails("ApplyNamespaceLimits"), change("FlagTenant", Postgres, "flag-tenant", "needs_operator = $5")),
 ];
 
 /// A tenant before its machine runs.
@@ -122,10 +122,7 @@ async fn whereabouts(world: &World, site: &Site, tenant: &Tenant) -> Result<Stri
 pub(super) async fn one(world: &World, site: &Site, fault: Fault, line: &mut Line) -> Result<()> {
     let Prepared { tenant, input, marks, machine, before, after } = prepared(world, site).await?;
     line.tenant = Some(tenant.clone());
-    let cause = (site.because == Because::NoLimits)
-        .then(|| SITES.iter().find(|site| site.state == "ApplyNamespaceLimits"))
-        .flatten()
-        .map(|cause| world.faults.inject(cause.target.clone(), marks.clone(), Verdict::Refuse, FOR_GOOD));
+    let cause = cause(world, site, &marks)?;
     let fault_in_force = injected(world, site, fault, marks);
     let outcome = world.run_machine(machine, &input).await?;
     let met = fault_in_force.hits();

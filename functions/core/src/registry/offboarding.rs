@@ -29,7 +29,7 @@ pub enum Departure {
 pub enum Return {
     /// The hold is cancelled and the fence is ours: give back what was withdrawn.
     Restore,
-    /// Nothing was withdrawn, or all of it was given back: only the suspension is left.
+    /// Nothing was withdrawn, or all of it was given back: only the suspension is left, and the fence, where it is ours.
     Lift,
     /// Another execution holds the tenant. Whether it still lives, only Step Functions knows.
     HeldBy(String),
@@ -185,15 +185,20 @@ pub async fn come_back(
         return Err(StepError::Conflict(format!("tenant {slug} ({tenant}) is deprovisioned: it cannot come back")));
     }
     let Some(hold) = holds::latest(&transaction, tenant).await? else { return Ok(Return::Lift) };
-    if hold.state == State::Cancelled && hold.thawed {
-        return Ok(Return::Lift);
-    }
     match (hold.state, record.execution.filter(|holder| *holder != execution)) {
         (State::Exporting | State::Held, Some(holder)) if hold.execution.as_ref() != Some(&holder) => {
             return Ok(Return::HeldBy(holder));
         }
         (State::Cancelled, Some(holder)) => return Ok(Return::HeldBy(holder)),
         _ => {}
+    }
+    if hold.state == State::Cancelled && hold.thawed {
+        // Flagged all the same where nobody heard that all was back: whoever starts this has looked.
+        let sql = "UPDATE tenants SET needs_operator = NULL
+                   WHERE id = $1 AND EXISTS (SELECT FROM suspensions WHERE tenant_id = $1 AND reason = $2)";
+        transaction.execute(sql, &[&tenant.0, &Reason::Offboarding.as_str()]).await?;
+        transaction.commit().await?;
+        return Ok(Return::Lift);
     }
     let cancelled = holds::cancel(&transaction, tenant).await?.is_some();
     if !cancelled && hold.state != State::Cancelled {

@@ -12,7 +12,7 @@ use crate::environment::Environment;
 use crate::error::StepError;
 use crate::migrations::POOL;
 use crate::migrations::roles::AUDITOR_ROLE;
-use crate::postgres::{Database, quote_identifier};
+use crate::postgres::{Database, MAINTENANCE, quote_identifier};
 use crate::tenant::{Isolation, Tenant};
 
 /// Every server of the registry's `database_servers`.
@@ -58,6 +58,9 @@ impl Store for Databases {
         for secret in self.secrets(&subject.tenant).await? {
             let found = if secret == self.registry_secret {
                 look_at(&mut *self.registry.client().await?, &subject.tenant).await
+            } else if secret == subject.tenant.server_secret() {
+                look_at(&mut session_on_own(&Database::new(&self.env, secret), &subject.tenant).await?, &subject.tenant)
+                    .await
             } else {
                 let server = Database::new(&self.env, secret);
                 look_at(&mut *server.client().await?, &subject.tenant).await
@@ -69,6 +72,15 @@ impl Store for Databases {
         counts.retain(|_, count| *count != 0);
         Ok(Finding { counts, kept: Vec::new() })
     }
+}
+
+/// A session on the tenant's own server: in its database, or, where a deletion before this one came as far as to drop that and not
+/// further, in the one that every server has.
+async fn session_on_own(server: &Database, tenant: &Tenant) -> Result<Client, StepError> {
+    let client = server.session_in(MAINTENANCE).await?;
+    let sql = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)";
+    let there: bool = client.query_one(sql, &[&tenant.schema()]).await?.try_get(0)?;
+    if there { server.session_in(&tenant.schema()).await } else { Ok(client) }
 }
 
 /// What one server has of the tenant, by name or by mark.

@@ -69,12 +69,13 @@ impl BeginOffboarding {
         Err(StepError::Transient(format!("tenant {id} keeps changing hands")))
     }
 
-    /// Whether another execution waits for this hold's end, or deletes the tenant: then this one has nothing to do.
+    /// Whether another execution waits for this hold's end, or deletes the tenant: then this one has nothing to do. Of one that has
+    /// ended, functions may run still: who takes the fence from it waits for their end.
     async fn is_anothers(&self, hold: &Hold, execution: &str, leaving: &Leaving) -> Result<bool, StepError> {
         let Some(other) = hold.execution.as_deref().filter(|other| *other != execution) else { return Ok(false) };
         match hold.state {
-            State::Held if !leaving.is_at_once() => self.holders.may_act(other).await,
-            State::Deleting => self.holders.may_act(other).await,
+            State::Held if !leaving.is_at_once() => self.holders.runs(other).await,
+            State::Deleting => self.holders.runs(other).await,
             _ => Ok(false),
         }
     }

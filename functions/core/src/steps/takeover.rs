@@ -80,6 +80,14 @@ impl Holders {
         }
     }
 
+    /// Whether an execution runs.
+    ///
+    /// # Errors
+    /// When Step Functions cannot be asked.
+    pub(super) async fn runs(&self, execution: &str) -> Result<bool, StepError> {
+        Ok(self.ended_since(execution).await?.is_none())
+    }
+
     /// Whether an execution runs, or its functions may.
     ///
     /// # Errors

@@ -14,14 +14,12 @@ use super::{Inspection, missing, role};
 use crate::aws::{classify, code};
 use crate::environment::Environment;
 use crate::error::StepError;
-use crate::postgres::{self, Credentials, Database, quote_identifier};
+use crate::postgres::{self, Credentials, Database, MAINTENANCE, quote_identifier};
 use crate::resource::wait::until_done;
 use crate::tenant::{OWNER_TAG, Tenant};
 
 /// The instance's master user: like everywhere, no superuser.
 pub(super) const MASTER: &str = "tenantry_provisioner";
-/// The database that every server has, to create and drop others from.
-const MAINTENANCE: &str = "postgres";
 /// Days that RDS keeps its own backups.
 const BACKUP_DAYS: i32 = 7;
 
@@ -145,17 +143,14 @@ impl Dedicated {
     }
 
     /// Keeps the tenant's role from logging in, and ends its sessions, while the instance answers; returns whether there is such a
-    /// role. `server` is the tenant's database on it.
-    pub(super) async fn retire(&self, tenant: &Tenant, server: &Database) -> Result<bool, StepError> {
+    /// role. The role is the server's, and may be there when the tenant's database is not any more.
+    pub(super) async fn retire(&self, tenant: &Tenant) -> Result<bool, StepError> {
         let Found::Ours(instance) = self.find(tenant).await? else { return Ok(false) };
-        if place(tenant, &instance).is_none()
-            || !matches!(self.master.find(tenant).await?, secret::Found::Ours(Some(_)))
-        {
+        let (Some(_), secret::Found::Ours(Some(master))) = (place(tenant, &instance), self.master.find(tenant).await?)
+        else {
             return Ok(false);
-        }
-        let retired = role::retire_if_ours(&mut *server.client().await?, tenant).await;
-        server.close().await;
-        retired
+        };
+        role::retire_if_ours(&mut self.maintenance(&master).await?, tenant).await
     }
 
     /// Removes what is on the instance, the instance with its backups and snapshots, and the master's login.

@@ -111,9 +111,7 @@ impl TenantDatabase {
                 let server = self.connect_to(&placed.secret).await;
                 role::retire_if_ours(&mut *server.client().await?, tenant).await
             }
-            Isolation::Database => {
-                self.dedicated().retire(tenant, &*self.connect_to(&tenant.server_secret()).await).await
-            }
+            Isolation::Database => self.dedicated().retire(tenant).await,
         }
     }
 
