@@ -10,11 +10,15 @@ use kube::api::{Api, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::Value;
 use tokio_postgres::NoTls;
+use tokio_postgres::error::SqlState;
 
 use crate::emulator;
 
 /// What exists, by system: names, and counts of rows where names would say too little.
 pub type Snapshot = BTreeMap<&'static str, BTreeSet<String>>;
+
+/// What PostgreSQL says of a table that is dropped.
+const GONE: [SqlState; 2] = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME];
 
 /// The ways into the systems of a stack.
 pub struct Inventory {
@@ -74,8 +78,12 @@ impl Inventory {
         let mut counts = BTreeSet::new();
         for table in tables {
             let table: String = table.get(0);
-            let count: i64 = registry.query_one(&format!("SELECT count(*) FROM {table}"), &[]).await?.get(0);
-            counts.insert(format!("{table}: {count}"));
+            match registry.query_one(&format!("SELECT count(*) FROM {table}"), &[]).await {
+                Ok(row) => counts.insert(format!("{table}: {}", row.get::<_, i64>(0))),
+                // Dropped since it was listed, with another tenant's schema.
+                Err(error) if error.code().is_some_and(|code| GONE.contains(code)) => continue,
+                Err(error) => return Err(error).context(table),
+            };
         }
         Ok(counts)
     }
