@@ -226,6 +226,7 @@ async fn matrix(world: &World) -> Result<()> {
         cases.extend(faults.into_iter().map(|fault| (site, fault)));
     }
     ensure!(!cases.is_empty(), "no machine and no state is named for {part:?}");
+    let cases = by_turns(cases);
     // Those that hang do nothing until a Lambda's time is up: they run beside the others.
     let (hang, others): (Vec<_>, Vec<_>) = cases.into_iter().partition(|(_, fault)| *fault == Fault::Hang);
     let (mut lines, others) = tokio::join!(all(world, hang), all(world, others));
@@ -233,8 +234,7 @@ async fn matrix(world: &World) -> Result<()> {
     scan::scan(world, &mut lines).await?;
     lines.sort_by(|a, b| (order(a), a.isolation, a.fault).cmp(&(order(b), b.isolation, b.fault)));
     report(&lines, begun.elapsed())?;
-    // Of a part, too little is seen to judge that.
-    let permitted = if part.is_empty() { permitted(world, &contract) } else { Ok(()) };
+    let permitted = permitted(world, &contract, part.is_empty());
     let broken: Vec<String> = lines
         .iter()
         .filter_map(|line| {
@@ -245,6 +245,19 @@ async fn matrix(world: &World) -> Result<()> {
         .collect();
     ensure!(broken.is_empty(), "{} of {} cases:\n{}", broken.len(), lines.len(), broken.join("\n"));
     permitted
+}
+
+/// One case of each machine after the other: a function has few instances, and one machine's cases all ask for the same.
+fn by_turns(cases: Vec<(&'static Site, Fault)>) -> Vec<(&'static Site, Fault)> {
+    let mut turns = BTreeMap::<&str, usize>::new();
+    let turn = |case: (&'static Site, Fault)| {
+        let turn = turns.entry(case.0.machine).or_default();
+        *turn += 1;
+        (*turn, case)
+    };
+    let mut cases: Vec<_> = cases.into_iter().map(turn).collect();
+    cases.sort_by_key(|(turn, _)| *turn);
+    cases.into_iter().map(|(_, case)| case).collect()
 }
 
 /// Goes through cases, some at once.
@@ -289,7 +302,7 @@ async fn run(world: &World, site: &'static Site, fault: Fault) -> Line {
 
 /// No function has asked AWS, through the proxy, for what its role in the template does not allow. What roles allow and
 /// nobody asks for is found by `calls`, which also takes the ways that no machine goes.
-fn permitted(world: &World, contract: &Contract) -> Result<()> {
+fn permitted(world: &World, contract: &Contract, all: bool) -> Result<()> {
     let mut refused = Vec::new();
     let asked = world.faults.asked();
     for (function, actions) in &asked {
@@ -302,7 +315,7 @@ fn permitted(world: &World, contract: &Contract) -> Result<()> {
             .extend(actions.difference(&allowed).map(|action| format!("{id} calls {action}, which its role refuses")));
     }
     tell!("{} functions asked AWS for nothing that their roles refuse", asked.len());
-    ensure!(asked.len() > 20, "only {:?} were seen", asked.keys());
+    ensure!(!all || asked.len() > 20, "only {:?} were seen", asked.keys());
     ensure!(refused.is_empty(), "{}", refused.join("\n"));
     Ok(())
 }

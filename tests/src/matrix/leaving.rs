@@ -11,6 +11,7 @@ use tenantry_core::resource::Inspection;
 use tenantry_core::tenant::{Isolation, Status, Tenant};
 use tenantry_local::execution;
 use tenantry_local::proxy::System;
+use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
 use super::in_service::{of, publish};
@@ -29,6 +30,8 @@ pub(super) const MACHINE: &str = "offboard-tenant";
 const OUTPUT: &str = "OffboardTenantMachine";
 /// How long the hold of a tenant lasts whose execution is to come to its end, in seconds.
 const SHORT: f64 = 1.0;
+/// Tenants that leave at once: a function has ten instances, and a plan keeps one while it waits for transactions to end.
+static TURNS: Semaphore = Semaphore::const_new(8);
 const POLL: Duration = Duration::from_millis(300);
 
 const fn leave(state: &'static str, system: System, function: &'static str, holds: &'static str) -> Site {
@@ -103,6 +106,7 @@ async fn input(world: &World, site: &Site, tenant: &Tenant) -> Result<Value> {
 }
 
 pub(super) async fn one(world: &World, site: &Site, fault: Fault, line: &mut Line) -> Result<()> {
+    let _turn = TURNS.acquire().await?;
     let (tenant, marked) = tenant(world, line.isolation).await?;
     line.tenant = Some(tenant.clone());
     let input = input(world, site, &tenant).await?;
