@@ -22,7 +22,7 @@ use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use crate::billing::mine;
+use crate::billing::{active_subscriptions, mine};
 use crate::calls::calls;
 use crate::contract::permissions::allowed;
 use crate::contract::{Contract, repository};
@@ -203,8 +203,8 @@ async fn there_and_back(world: &World, plan: &str) -> Result<()> {
     create(&pods, &pod("after", &restricted(), "10m")).await?;
     let verdict = gate(world)?.decide(tenant.slug.as_str(), 1).await;
     ensure!(matches!(verdict, Verdict::Admitted(..)), "{verdict:?}");
-    let live = mine(world, "subscriptions", &tenant).await?;
-    ensure!(live.iter().filter(|one| one["status"] == "active").count() == 1, "{live:?}");
+    let live = active_subscriptions(world, &tenant).await?;
+    ensure!(live == 1, "{live} subscriptions are active");
     let id = tenant.id.to_string();
     for name in ["tenant.offboarding_started", "tenant.reactivated"] {
         events.events_of(name, &id).await?;

@@ -13,7 +13,7 @@ use tenantry_local::proxy::System;
 use super::in_service::{REACTIVATE, of};
 use super::leaving::{tenant, whereabouts};
 use super::{Because, Fault, Line, Site, cause, injected, only, released, site, told, when};
-use crate::billing::mine;
+use crate::billing::active_subscriptions;
 use crate::gate::gate;
 use crate::machine::Outcome;
 use crate::offboarding::{held, returning, status_of, withdrawn};
@@ -111,9 +111,8 @@ async fn returned(world: &World, site: &Site, tenant: &Tenant, waiting: &str) ->
         ensure!(status == ExecutionStatus::Aborted, "the execution that waited is {status}");
     }
     all_are(world, &record.tenant, &Inspection::Present).await?;
-    let subscriptions = mine(world, "subscriptions", tenant).await?;
-    let live = subscriptions.iter().filter(|one| one["status"] == "active").count();
-    ensure!(live == 1, "{live} subscriptions are active: {subscriptions:?}");
+    let live = active_subscriptions(world, tenant).await?;
+    ensure!(live == 1, "{live} subscriptions are active");
     let answer = gate(world)?.decide(tenant.slug.as_str(), 0).await;
     ensure!(matches!(answer, Answer::Admitted(..)), "in service, and {answer:?}");
     Ok(())
