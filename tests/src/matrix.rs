@@ -401,6 +401,25 @@ fn cause(world: &World, site: &Site, marked: &[Vec<u8>]) -> Result<Option<Inject
     Ok(Some(world.faults.inject(target, marked.to_vec(), Verdict::Refuse, FOR_GOOD)))
 }
 
+/// Runs a machine on a tenant with the fault of a case in force, and waits until nobody holds the tenant. Returns how the run ended,
+/// and whether the rule had to recover it.
+async fn run_with(
+    world: &World,
+    site: &Site,
+    fault: Fault,
+    (tenant, marked): (&Tenant, Vec<Vec<u8>>),
+    run: impl Future<Output = Result<Outcome>>,
+) -> Result<(Outcome, bool)> {
+    let cause = cause(world, site, &marked)?;
+    let injected = injected(world, site, fault, marked);
+    let outcome = run.await?;
+    let met = injected.hits();
+    drop((injected, cause));
+    ensure!(met > 0, "the fault was not met: {}", told(&outcome));
+    let recovered = released(world, tenant.slug.as_str(), &outcome).await?;
+    Ok((outcome, recovered))
+}
+
 fn told(outcome: &Outcome) -> String {
     format!("{} {} {} after {:?}", outcome.status, outcome.error, outcome.cause, outcome.states.last())
 }

@@ -12,7 +12,7 @@ use tenantry_local::proxy::System;
 
 use super::in_service::{of, publish};
 use super::leaving::{tenant, whereabouts};
-use super::{Because, Fault, Line, Site, cause, injected, only, released, site, told, when};
+use super::{Because, Fault, Line, Site, only, run_with, site, told, when};
 use crate::deletion::{condemn, pinned};
 use crate::machine::Outcome;
 use crate::world::World;
@@ -83,13 +83,7 @@ pub(super) async fn one(world: &World, site: &Site, fault: Fault, line: &mut Lin
     line.tenant = Some(tenant.clone());
     furnished(world, site, &tenant, &mut marked).await?;
     condemn(world, &tenant).await?;
-    let cause = cause(world, site, &marked)?;
-    let injected = injected(world, site, fault, marked);
-    let outcome = delete(world, &tenant).await?;
-    let met = injected.hits();
-    drop((injected, cause));
-    ensure!(met > 0, "the fault was not met: {}", told(&outcome));
-    let recovered = released(world, tenant.slug.as_str(), &outcome).await?;
+    let (outcome, recovered) = run_with(world, site, fault, (&tenant, marked), delete(world, &tenant)).await?;
     line.outcome = whereabouts(world, &tenant).await?;
 
     let expected: &[&str] = match (site.state, fault) {

@@ -9,7 +9,7 @@ use tenantry_core::resource::Inspection;
 use tenantry_core::tenant::{Plan, Status, Tenant};
 use tenantry_local::proxy::System;
 
-use super::{Because, Fault, Line, Site, cause, injected, only, released, site, told, when};
+use super::{Because, Fault, Line, Site, only, run_with, site, told, when};
 use crate::billing_events::{becomes, subscriber};
 use crate::faults::marks;
 use crate::gate::gate;
@@ -122,13 +122,8 @@ async fn whereabouts(world: &World, site: &Site, tenant: &Tenant) -> Result<Stri
 pub(super) async fn one(world: &World, site: &Site, fault: Fault, line: &mut Line) -> Result<()> {
     let Prepared { tenant, input, marks, machine, before, after } = prepared(world, site).await?;
     line.tenant = Some(tenant.clone());
-    let cause = cause(world, site, &marks)?;
-    let fault_in_force = injected(world, site, fault, marks);
-    let outcome = world.run_machine(machine, &input).await?;
-    let met = fault_in_force.hits();
-    drop((fault_in_force, cause));
-    ensure!(met > 0, "the fault was not met: {}", told(&outcome));
-    let recovered = released(world, tenant.slug.as_str(), &outcome).await?;
+    let run = world.run_machine(machine, &input);
+    let (outcome, recovered) = run_with(world, site, fault, (&tenant, marks), run).await?;
     line.outcome = whereabouts(world, site, &tenant).await?;
 
     let flagged = format!("{after}, flagged");

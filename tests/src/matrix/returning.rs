@@ -12,7 +12,7 @@ use tenantry_local::proxy::System;
 
 use super::in_service::{REACTIVATE, of};
 use super::leaving::{tenant, whereabouts};
-use super::{Because, Fault, Line, Site, cause, injected, only, released, site, told, when};
+use super::{Because, Fault, Line, Site, only, run_with, site, told, when};
 use crate::billing::active_subscriptions;
 use crate::gate::gate;
 use crate::machine::Outcome;
@@ -67,13 +67,7 @@ pub(super) async fn one(world: &World, site: &Site, fault: Fault, line: &mut Lin
     line.tenant = Some(tenant.clone());
     let waiting = withdrawn_by(world, site, &tenant).await?;
     marked.push(waiting.clone().into_bytes());
-    let cause = cause(world, site, &marked)?;
-    let injected = injected(world, site, fault, marked);
-    let outcome = run(world, &tenant).await?;
-    let met = injected.hits();
-    drop((injected, cause));
-    ensure!(met > 0, "the fault was not met: {}", told(&outcome));
-    let recovered = released(world, tenant.slug.as_str(), &outcome).await?;
+    let (outcome, recovered) = run_with(world, site, fault, (&tenant, marked), run(world, &tenant)).await?;
     line.outcome = whereabouts(world, &tenant).await?;
 
     let expected: &[&str] = match (site.state, fault) {
