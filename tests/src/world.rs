@@ -43,9 +43,9 @@ impl World {
         connect(self.export("APP_DATABASE_URL")?).await
     }
 
-    /// A slug that no other test of this run uses.
+    /// A slug that no other test of this run uses, and that begins no other: a fault is told apart by what its calls hold.
     pub fn fresh_slug(&self, stem: &str) -> String {
-        format!("{stem}-{}", NAMES.fetch_add(1, Ordering::Relaxed))
+        format!("{stem}-{:04}", NAMES.fetch_add(1, Ordering::Relaxed))
     }
 }
 
