@@ -1,5 +1,5 @@
 //! Stripe, as localstripe plays it, and what stands in front of it to do what Stripe documents and localstripe does not:
-//! idempotency keys, prices in place of plans, customers by address, and invoices that are sent instead of charged.
+//! idempotency keys, prices in place of plans, and invoices that are sent instead of charged.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -215,16 +215,7 @@ async fn answer(
 
 /// What localstripe answers, once the request is one that it knows.
 async fn act(upstream: &Upstream, request: Request<Bytes>, kept: &Kept) -> Result<(StatusCode, Bytes)> {
-    let path = request.uri().path().to_owned();
-    if request.method() == Method::GET && path == "/v1/customers" {
-        let query: HashMap<String, String> =
-            parse(request.uri().query().unwrap_or_default().as_bytes()).into_owned().collect();
-        if let Some(email) = query.get("email") {
-            let found = customers_of(upstream, kept, email).await?;
-            let list = json!({"object": "list", "url": path, "has_more": false, "data": found});
-            return Ok((StatusCode::OK, list.to_string().into()));
-        }
-    }
+    let path = request.uri().path();
     let of_subscription = path == "/v1/subscriptions" || path.starts_with("/v1/subscriptions/");
     let request = if request.method() == Method::POST && of_subscription {
         subscription(upstream, kept, request).await?
@@ -235,13 +226,6 @@ async fn act(upstream: &Upstream, request: Request<Bytes>, kept: &Kept) -> Resul
     request.headers_mut().insert(HOST, upstream.authority.parse()?);
     let answer = upstream.send(&mut *kept.lock().await, forwarded(request)).await?;
     Ok((answer.status(), answer.into_body().collect().await?.to_bytes()))
-}
-
-async fn customers_of(upstream: &Upstream, kept: &Kept, email: &str) -> Result<Vec<Value>> {
-    let mut all = ask(upstream, kept, Method::GET, "/v1/customers?limit=100000", &[]).await?;
-    let mut found = all["data"].as_array_mut().map(std::mem::take).context("no list of customers")?;
-    found.retain(|customer| customer["email"] == email);
-    Ok(found)
 }
 
 /// A subscription, new or changed, in the words that localstripe knows. It sends no invoices: where they were to be sent, the customer is
