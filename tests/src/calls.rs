@@ -15,6 +15,7 @@ use tenantry_core::postgres::Database;
 use tenantry_core::registry::contacts::Contact;
 use tenantry_core::registry::notices::{Level, Notice};
 use tenantry_core::registry::plans;
+use tenantry_core::registry::{Selector, suspensions};
 use tenantry_core::resource::billing::Billing;
 use tenantry_core::resource::billing::price::BillingPrice;
 use tenantry_core::resource::bucket::Bucket;
@@ -48,7 +49,7 @@ use tenantry_core::steps::publish::PublishEvents;
 use tenantry_core::steps::recovery::{RecoverExecution, SweepTenants};
 use tenantry_core::steps::signup::ValidateRequest;
 use tenantry_core::steps::welcome::WelcomeEmail;
-use tenantry_core::tenant::{Metered, Plan, Status, Tenant};
+use tenantry_core::tenant::{Metered, Plan, Reason, Status, Tenant};
 use time::OffsetDateTime;
 use tokio::time::sleep;
 use tracing::field::{Field, Visit};
@@ -60,7 +61,7 @@ use uuid::Uuid;
 
 use crate::contract::permissions::allowed;
 use crate::contract::{Contract, repository};
-use crate::deletion::{begun_by_nobody, condemn};
+use crate::deletion::begun_by_nobody;
 use crate::identity::loosen;
 use crate::machine::sign_up;
 use crate::registry::registered;
@@ -390,7 +391,7 @@ async fn deleted(world: &World, tenant: &Tenant, seen: &mut BTreeMap<&'static st
         resource.ensure(tenant).await?;
     }
     fill(&world.s3(), &tenant.bucket()).await?;
-    // An export of it stays, and is asked until when.
+    // An export of it stays, because this is no erasure, and is asked until when.
     let part = world.s3().put_object().bucket(env.required("EXPORTS_BUCKET")?);
     part.key(format!("exports/{}/1/manifest.json", tenant.id)).body(b"{}".to_vec().into()).send().await?;
     let registry = world.registry().await?;
@@ -398,7 +399,11 @@ async fn deleted(world: &World, tenant: &Tenant, seen: &mut BTreeMap<&'static st
         let sql = "UPDATE tenants SET status = $2::text::tenant_status, execution = NULL, execution_since = NULL WHERE id = $1";
         registry.execute(sql, &[&tenant.id.0, &status]).await?;
     }
-    condemn(world, tenant).await?;
+    let mut hold = world.registry().await?;
+    suspensions::suspend(&mut hold, &Selector::Id(tenant.id), Reason::Offboarding, "test").await?;
+    let sql = "INSERT INTO holds (tenant_id, kind, reason, requested_by, waived_by)
+               VALUES ($1, 'offboarding', 'contract_ended', 'manual:test', 'test')";
+    hold.execute(sql, &[&tenant.id.0]).await?;
     let nobody = begun_by_nobody(world, tenant).await?;
     let next = nobody.replace(":delete-tenant:", ":delete-tenant:next-");
     let begin = json!({"request": {"tenant_id": tenant.id}, "execution": next});

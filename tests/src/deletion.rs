@@ -23,7 +23,7 @@ use uuid::Uuid;
 use crate::faults::{Target, marks};
 use crate::gate::gate;
 use crate::machine::{Outcome, sign_up};
-use crate::neighbour::{fingerprint, furnish};
+use crate::neighbour::{exports, fingerprint, furnish};
 use crate::world::{Case, World};
 
 pub const CASES: &[(&str, Case)] = &[
@@ -118,6 +118,7 @@ async fn gone(world: &World, plan: &str) -> Result<()> {
     let record = world.record(&slug).await?;
     ensure!(record.tenant.status == Status::Deprovisioned && record.execution.is_none(), "{record:?}");
     traceless(world, &tenant).await?;
+    ensure!(exports(world, &tenant).await?.is_empty(), "an export is left: {:?}", exports(world, &tenant).await?);
     erased(world, &tenant, &request).await?;
     certified(world, &tenant).await?;
     told(world, &mut events, &tenant).await?;
@@ -198,6 +199,7 @@ async fn certified(world: &World, tenant: &Tenant) -> Result<Payload> {
         ("buckets", "versions", 4),
         ("buckets", "delete markers", 1),
         ("buckets", "uploads", 1),
+        ("exports", "files", 1),
         ("queues", "messages", 3),
         ("configuration", "items", 3),
         ("identities", "roles", 1),

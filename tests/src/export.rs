@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use aws_sdk_s3::primitives::ByteStream;
@@ -13,9 +14,10 @@ use tenantry_core::environment::Environment;
 use tenantry_core::export::link::{self, ExportLinks};
 use tenantry_core::steps::download::PublishLink;
 use tenantry_core::steps::export::Export;
-use tenantry_core::tenant::{Isolation, Tenant};
+use tenantry_core::tenant::{Isolation, Status, Tenant};
 use tenantry_local::functions;
 use tenantry_local::proxy::{System, Verdict};
+use tokio::time::sleep;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -23,6 +25,7 @@ use crate::calls::{calls, run};
 use crate::contract::repository;
 use crate::faults::{Target, marks};
 use crate::machine::sign_up;
+use crate::neighbour::exports;
 use crate::world::{Case, World, connect};
 
 pub const CASES: &[(&str, Case)] = &[
@@ -35,10 +38,13 @@ pub const CASES: &[(&str, Case)] = &[
     ("what_is_written_meanwhile_is_noticed", |world| Box::pin(written(world))),
     ("only_who_exports_may", |world| Box::pin(fenced(world))),
     ("the_link_opens_the_export_until_it_ends", |world| Box::pin(linked(world))),
+    ("an_erasure_takes_the_export_of_a_hold_along", |world| Box::pin(erased(world))),
 ];
 
 /// The most memory that a Lambda may take for a part.
 const MOST_BYTES: f64 = 256e6;
+/// How long the machine of a deletion may take.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// A table that no migration knows.
 const READINGS: &str = "readings";
 
@@ -698,6 +704,43 @@ async fn linked(world: &World) -> Result<()> {
     ensure!(clicks().await? == parts.len() + 1, "a refusal was counted");
     let sql = "SELECT count(*) FROM audit WHERE tenant_id = $1 AND action IN ('export link published', 'export link revoked')";
     ensure!(registry.query_one(sql, &[&id.0]).await?.get::<_, i64>(0) == 3);
+    Ok(())
+}
+
+async fn erased(world: &World) -> Result<()> {
+    let mut leaving = Leaving::of_plan(world, "starter").await?;
+    leaving.fill(world).await?;
+    leaving.suspend(world).await?;
+    leaving.export(world).await?;
+    leaving.step(world, "publish-link", &leaving.call()).await?;
+    let Leaving { tenant, .. } = &leaving;
+    let registry = world.registry().await?;
+    let links = ExportLinks::from_env(&world.env)?;
+    let address = link::url(&registry, &links, "https://page.example/", tenant.id).await?.context("no link")?.url;
+    let token = address.strip_prefix("https://page.example/?token=").context("another address")?;
+    ensure!(ask(world, reqwest::Method::GET, &[("token", token)]).await?.0 == 200);
+    ensure!(exports(world, tenant).await?.len() > 1, "nothing was exported");
+
+    let request = json!({
+        "tenant_id": tenant.id, "reason": "data_protection_law", "actor": "ops:test",
+        "erasure": {"confirm_slug": tenant.slug, "ticket": "DSR-19"},
+    });
+    world.run_machine("OffboardTenantMachine", &request).await?.succeeded()?;
+    let begun = Instant::now();
+    while world.record(tenant.slug.as_str()).await?.tenant.status != Status::Deprovisioned {
+        ensure!(begun.elapsed() < PATIENCE, "it is not erased");
+        sleep(Duration::from_millis(300)).await;
+    }
+    ensure!(exports(world, tenant).await?.is_empty(), "{:?}", exports(world, tenant).await?);
+    let (status, _, page) = ask(world, reqwest::Method::GET, &[("token", token)]).await?;
+    ensure!(status == 410 && page.contains("revoked"), "{status}: {page}");
+    let sql = "SELECT (counts->'exports'->>'files')::bigint > 1 AND scan->'exports' = '{}',
+                      (SELECT count(*) FROM audit a WHERE a.tenant_id = d.tenant_id AND a.action = 'export link revoked'
+                                                      AND a.actor = 'ops:test')
+               FROM deletions d WHERE tenant_id = $1";
+    let row = registry.query_one(sql, &[&tenant.id.0]).await?;
+    ensure!(row.get(0), "the certificate counts no exports, or they were found after it");
+    ensure!(row.get::<_, i64>(1) == 1, "nobody is said to have revoked the link");
     Ok(())
 }
 

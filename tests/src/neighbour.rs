@@ -20,7 +20,7 @@ use crate::world::{World, connect};
 pub type Fingerprint = BTreeMap<&'static str, String>;
 
 /// Gives a tenant that was provisioned something to lose in every store: rows, objects in several versions, an upload that was never
-/// completed, messages, a setting of its own.
+/// completed, messages, a setting of its own, an export of an earlier hold.
 pub async fn furnish(world: &World, tenant: &Tenant) -> Result<()> {
     let (client, schema) = database(world, tenant).await?;
     if tenant.isolation == Isolation::Shared {
@@ -38,6 +38,10 @@ pub async fn furnish(world: &World, tenant: &Tenant) -> Result<()> {
     }
     s3.delete_object().bucket(&bucket).key("gone").send().await?;
     s3.create_multipart_upload().bucket(&bucket).key("never completed").send().await?;
+    let (exports, folder) = (world.env.required("EXPORTS_BUCKET")?, format!("exports/{}/1", tenant.id));
+    let part = s3.put_object().bucket(&exports).key(format!("{folder}/projects.csv"));
+    part.body(ByteStream::from_static(b"id,name")).send().await?;
+    s3.create_multipart_upload().bucket(&exports).key(format!("{folder}/tasks.csv")).send().await?;
     let sqs = aws_sdk_sqs::Client::new(&world.env.aws);
     let url = sqs.get_queue_url().queue_name(tenant.queue()).send().await?.queue_url.context("no queue")?;
     for message in ["one", "two", "three"] {
@@ -64,6 +68,7 @@ pub async fn fingerprint(world: &World, tenant: &Tenant) -> Result<Fingerprint> 
         ("rows", rows(world, tenant).await?),
         ("registry", registry(world, tenant).await?),
         ("objects", objects(world, tenant).await?),
+        ("exports", exports(world, tenant).await?.join("\n")),
         ("messages", messages(world, tenant).await?),
         ("configuration", configuration(world, tenant).await?),
         ("role", role(world, tenant).await?),
@@ -119,6 +124,17 @@ async fn registry(world: &World, tenant: &Tenant) -> Result<String> {
     let row = client.query_one("SELECT t::text FROM tenants t WHERE id = $1", &[&tenant.id.0]).await?;
     all.push(row.get(0));
     Ok(all.join("\n"))
+}
+
+/// The files of a tenant's exports, and those whose upload was never completed.
+pub async fn exports(world: &World, tenant: &Tenant) -> Result<Vec<String>> {
+    let (s3, bucket) = (world.s3(), world.env.required("EXPORTS_BUCKET")?);
+    let folder = format!("exports/{}/", tenant.id);
+    let files = s3.list_objects_v2().bucket(&bucket).prefix(&folder).send().await?;
+    let files = files.contents().iter().map(|file| format!("{:?} {:?}", file.key(), file.e_tag()));
+    let uploads = s3.list_multipart_uploads().bucket(&bucket).prefix(&folder).send().await?;
+    let uploads = uploads.uploads().iter().map(|upload| format!("upload of {:?}", upload.key()));
+    Ok(files.chain(uploads).collect())
 }
 
 async fn objects(world: &World, tenant: &Tenant) -> Result<String> {

@@ -12,7 +12,9 @@ use super::template::{each, effective};
 use super::{Rule, function_of, kebab, remove};
 
 /// Error names that AWS itself gives to what a Task failed on.
-const AWS_ERRORS: &[&str] = &["States.ALL", "States.Timeout", "States.TaskFailed", "States.Permissions"];
+const AWS_ERRORS: &[&str] = &["States.ALL", "States.Timeout", "States.TaskFailed", "States.Permissions", THROTTLED];
+/// What Step Functions calls it when a function has all the instances that it may have: it was not called at all.
+const THROTTLED: &str = "Lambda.TooManyRequestsException";
 /// The one error of ours that may pass by itself.
 const TRANSIENT: &str = "Transient";
 
@@ -139,15 +141,15 @@ const WAITING: &[&str] = &["CreateDatabase", "RemoveDatabase", "PlanExport", "Fi
 /// it has written it.
 const OUTLASTING: (&str, Duration) = ("ExportPart", PART_TIMEOUT);
 
-/// Whether a clause retries what is not ready for 15 minutes at least, jitter (half a pause, on average) counted.
-fn waits(clause: &Value) -> bool {
+/// Whether a clause retries an error alone, for 15 minutes at least, jitter (half a pause, on average) counted.
+fn waits_for(error: &str, clause: &Value) -> bool {
     let figure = |key: &str| clause[key].as_f64().unwrap_or_default();
     let (mut pause, mut sum) = (figure("IntervalSeconds"), 0.0);
     for _ in 0..clause["MaxAttempts"].as_u64().unwrap_or_default() {
         sum += pause.min(figure("MaxDelaySeconds"));
         pause *= figure("BackoffRate");
     }
-    clause["ErrorEquals"] == json!([StepError::NOT_READY]) && sum / 2.0 >= 900.0
+    clause["ErrorEquals"] == json!([error]) && sum / 2.0 >= 900.0
 }
 
 pub(super) const PERMANENT_ERRORS_ARE_NOT_RETRIED: Rule = Rule {
@@ -155,12 +157,23 @@ pub(super) const PERMANENT_ERRORS_ARE_NOT_RETRIED: Rule = Rule {
         let mut broken = Vec::new();
         for (machine, name, task) in contract.tasks() {
             let (permanent, rest) = match each(&task["Retry"]) {
-                [permanent, rest] if !WAITING.contains(&name) => (permanent, rest),
-                [permanent, waiting, rest] if WAITING.contains(&name) && waits(waiting) => (permanent, rest),
+                [permanent, throttled, rest]
+                    if !WAITING.contains(&name) && waits_for(THROTTLED, throttled) =>
+                {
+                    (permanent, rest)
+                }
+                [permanent, waiting, throttled, rest]
+                    if WAITING.contains(&name)
+                        && waits_for(StepError::NOT_READY, waiting)
+                        && waits_for(THROTTLED, throttled) =>
+                {
+                    (permanent, rest)
+                }
                 _ => {
                     broken.push(format!(
                         "{machine}: {name} must have two Retry clauses, and between them one that waits 15 minutes at \
-                         least for what is not ready, if it is one of {WAITING:?}"
+                         least for an instance of the function, and before that one that does so for what is not ready, \
+                         if it is one of {WAITING:?}"
                     ));
                     continue;
                 }
@@ -195,15 +208,21 @@ pub(super) const PERMANENT_ERRORS_ARE_NOT_RETRIED: Rule = Rule {
         ("an instance that is not waited for", |contract| {
             contract.state("CreateDatabase")["Retry"].as_array_mut().expect("a list").remove(1);
         }),
+        ("a function that is given up early", |contract| {
+            contract.state("CreateBucket")["Retry"][1]["MaxAttempts"] = json!(7);
+        }),
+        ("a function that is not waited for", |contract| {
+            contract.state("CreateBucket")["Retry"].as_array_mut().expect("a list").remove(1);
+        }),
         ("an instance that is given up early", |contract| {
             contract.state("CreateDatabase")["Retry"][1]["MaxAttempts"] = json!(10);
         }),
         ("retries without jitter", |contract| {
-            remove(&mut contract.state("CreateBucket")["Retry"][1], "JitterStrategy");
+            remove(&mut contract.state("CreateBucket")["Retry"][2], "JitterStrategy");
         }),
-        ("retries without backoff", |contract| contract.state("CreateBucket")["Retry"][1]["BackoffRate"] = json!(1)),
+        ("retries without backoff", |contract| contract.state("CreateBucket")["Retry"][2]["BackoffRate"] = json!(1)),
         ("retries of Lambda's errors alone", |contract| {
-            contract.state("CreateBucket")["Retry"][1]["ErrorEquals"] = json!(["Transient"]);
+            contract.state("CreateBucket")["Retry"][2]["ErrorEquals"] = json!(["Transient"]);
         }),
         ("retries in the wrong order", |contract| {
             contract.state("CreateBucket")["Retry"].as_array_mut().expect("a list").reverse();

@@ -79,7 +79,12 @@ pub(crate) fn key(tenant: &Tenant, export: &Export, name: &str) -> String {
 
 /// What all keys of an export begin with. It holds ids alone: the export outlives the tenant.
 pub(crate) fn prefix_of(tenant: &str, export: &str) -> String {
-    format!("exports/{tenant}/{export}/")
+    format!("{}{export}/", folder_of(tenant))
+}
+
+/// What all keys of a tenant's exports begin with.
+pub(crate) fn folder_of(tenant: &str) -> String {
+    format!("exports/{tenant}/")
 }
 
 /// The hold that an export is made for: the execution's own, in `exporting`. By hand there may be none.

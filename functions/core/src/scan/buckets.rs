@@ -1,4 +1,5 @@
-//! S3: buckets that are named for the tenant with all that is in them, and its exports, which expire by themselves.
+//! S3: buckets that are named for the tenant with all that is in them, and its exports, which expire by themselves, or go with it
+//! in an erasure.
 
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use super::{Finding, Kept, Store, Subject, count};
 use crate::aws::{classify, code, s3};
 use crate::environment::Environment;
 use crate::error::StepError;
+use crate::export::folder_of;
 use crate::moment;
 use crate::resource::bucket::decoded;
 use crate::tenant::Tenant;
@@ -148,7 +150,7 @@ impl Store for Exports {
     }
 
     async fn look(&self, subject: &Subject) -> Result<Finding, StepError> {
-        let list = self.s3.list_objects_v2().bucket(&self.bucket).prefix(format!("exports/{}/", subject.tenant.id));
+        let list = self.s3.list_objects_v2().bucket(&self.bucket).prefix(folder_of(&subject.tenant.id.to_string()));
         let mut pages = list.into_paginator().send();
         let (mut files, mut bytes, mut newest) = (0, 0, None);
         while let Some(page) = pages.next().await {
@@ -158,6 +160,9 @@ impl Store for Exports {
                 bytes += object.size().unwrap_or_default();
                 newest = newest.max(object.last_modified().map(|at| at.secs()).zip(object.key().map(str::to_owned)));
             }
+        }
+        if subject.is_erased {
+            return Ok(Finding::of([("files", files), ("bytes", bytes)]));
         }
         let Some((_, key)) = newest else { return Ok(Finding::default()) };
         let until = self.expiry(&key).await?.map(moment::text).transpose()?;

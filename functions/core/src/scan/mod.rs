@@ -32,6 +32,8 @@ pub struct Subject {
     pub tenant: Tenant,
     /// What it was at Stripe.
     pub billed: Billed,
+    /// Whether this is an erasure: then what was exported goes too.
+    pub is_erased: bool,
 }
 
 /// What a store has of a tenant.

@@ -1,4 +1,5 @@
-//! DrainBucket: deletes versions and uploads of a tenant's bucket, as many as it manages.
+//! DrainBucket: deletes versions and uploads of a tenant's bucket, as many as it manages; in an erasure,
+//! exports too.
 
 use tenantry_core::step::{Served, serve};
 use tenantry_core::steps::deletion::Deleting;

@@ -27,6 +27,14 @@ pub struct Emptied {
     pub all: bool,
 }
 
+/// What is emptied: a bucket, or what is in it under a prefix.
+#[derive(Clone)]
+struct Place {
+    s3: Client,
+    bucket: String,
+    prefix: Option<String>,
+}
+
 struct Version {
     key: String,
     id: Option<String>,
@@ -53,20 +61,30 @@ enum Deletion {
 /// # Errors
 /// `Transient` when the bucket is so full that it takes longer than the waiting limit; the next call goes on from there.
 pub(super) async fn empty(s3: &Client, bucket: &str) -> Result<(), StepError> {
-    let Emptied { deleted, all } = empty_for(s3, bucket, PATIENCE).await?;
+    let Emptied { deleted, all } = empty_for(s3, bucket, None, PATIENCE).await?;
     if all {
         return Ok(());
     }
     Err(StepError::Transient(format!("emptying bucket {bucket}: {deleted} deleted, there are more")))
 }
 
-/// Deletes what the bucket holds until nothing is left or the time is over. Each round begins with the first page: what was
-/// deleted is no longer listed, so there is no place to lose when the function dies in between.
-pub(super) async fn empty_for(s3: &Client, bucket: &str, time: Duration) -> Result<Emptied, StepError> {
+/// Deletes what the bucket holds, all of it or what is under a prefix, until nothing is left or the time is over. Each round
+/// begins with the first page: what was deleted is no longer listed, so there is no place to lose when the function dies in
+/// between.
+///
+/// # Errors
+/// As S3 answers.
+pub(crate) async fn empty_for(
+    s3: &Client,
+    bucket: &str,
+    prefix: Option<&str>,
+    time: Duration,
+) -> Result<Emptied, StepError> {
+    let place = Place { s3: s3.clone(), bucket: bucket.to_owned(), prefix: prefix.map(str::to_owned) };
     let deadline = Instant::now() + time;
     let mut deleted = 0;
     loop {
-        let round = round(s3, bucket, deadline).await?;
+        let round = round(&place, deadline).await?;
         deleted += round;
         // A round that finds nothing is the proof; one that ends with the time is none.
         if round == 0 && Instant::now() <= deadline {
@@ -79,19 +97,18 @@ pub(super) async fn empty_for(s3: &Client, bucket: &str, time: Duration) -> Resu
 }
 
 /// Lists page by page, and deletes each while the next is listed. Returns how many were deleted.
-async fn round(s3: &Client, bucket: &str, deadline: Instant) -> Result<usize, StepError> {
+async fn round(place: &Place, deadline: Instant) -> Result<usize, StepError> {
     // Owned by each call, because calls are under way at the same time.
-    let place = || (s3.clone(), bucket.to_owned());
-    let pages = stream::try_unfold((place(), Some(Marker::default())), move |((s3, bucket), marker)| async move {
+    let pages = stream::try_unfold((place.clone(), Some(Marker::default())), move |(place, marker)| async move {
         let Some(marker) = marker.filter(|_| Instant::now() <= deadline) else { return Ok(None) };
-        let (page, next) = versions(&s3, &bucket, marker).await?;
-        Ok::<_, StepError>(Some((page, ((s3, bucket), next))))
+        let (page, next) = versions(&place, marker).await?;
+        Ok::<_, StepError>(Some((page, (place, next))))
     });
-    let uploads = uploads(s3, bucket).await?.into_iter().map(|(key, id)| Ok(Deletion::Upload(key, id)));
+    let uploads = uploads(place).await?.into_iter().map(|(key, id)| Ok(Deletion::Upload(key, id)));
     let objects = pages.map_ok(|page| stream::iter(calls(page).into_iter().map(Ok))).try_flatten();
     stream::iter(uploads)
         .chain(objects)
-        .map_ok(|deletion| delete(place(), deletion))
+        .map_ok(|deletion| delete(place.clone(), deletion))
         .try_buffer_unordered(CONCURRENCY)
         .try_fold(0, |deleted, more| async move { Ok(deleted + more) })
         .await
@@ -99,10 +116,11 @@ async fn round(s3: &Client, bucket: &str, deadline: Instant) -> Result<usize, St
 
 /// A thousand versions and delete markers, and where the next ones begin. Keys are asked for percent-encoded, because a key
 /// may hold characters that XML cannot carry.
-async fn versions(s3: &Client, bucket: &str, from: Marker) -> Result<(Vec<Version>, Option<Marker>), StepError> {
-    let list = s3.list_object_versions().bucket(bucket).encoding_type(EncodingType::Url);
-    let page = list.set_key_marker(from.key).set_version_id_marker(from.version).send().await;
-    let page = page.map_err(|error| classify(&format!("listing the versions in bucket {bucket}"), &error))?;
+async fn versions(place: &Place, from: Marker) -> Result<(Vec<Version>, Option<Marker>), StepError> {
+    let list = place.s3.list_object_versions().bucket(&place.bucket).set_prefix(place.prefix.clone());
+    let list = list.encoding_type(EncodingType::Url).set_key_marker(from.key).set_version_id_marker(from.version);
+    let doing = format!("listing the versions in bucket {}", place.bucket);
+    let page = list.send().await.map_err(|error| classify(&doing, &error))?;
     let encoding = page.encoding_type();
     let objects = page.versions().iter().map(|version| (version.key(), version.version_id()));
     let markers = page.delete_markers().iter().map(|marker| (marker.key(), marker.version_id()));
@@ -118,14 +136,10 @@ async fn versions(s3: &Client, bucket: &str, from: Marker) -> Result<(Vec<Versio
 }
 
 /// The first thousand uploads that were never completed, as key and upload id.
-async fn uploads(s3: &Client, bucket: &str) -> Result<Vec<(String, String)>, StepError> {
-    let page = s3
-        .list_multipart_uploads()
-        .bucket(bucket)
-        .encoding_type(EncodingType::Url)
-        .send()
-        .await
-        .map_err(|error| classify(&format!("listing the uploads to bucket {bucket}"), &error))?;
+async fn uploads(place: &Place) -> Result<Vec<(String, String)>, StepError> {
+    let list = place.s3.list_multipart_uploads().bucket(&place.bucket).set_prefix(place.prefix.clone());
+    let doing = format!("listing the uploads to bucket {}", place.bucket);
+    let page = list.encoding_type(EncodingType::Url).send().await.map_err(|error| classify(&doing, &error))?;
     let (uploads, encoding) = (page.uploads().iter(), page.encoding_type());
     Ok(uploads.filter_map(|upload| Some((decoded(upload.key()?, encoding), upload.upload_id()?.to_owned()))).collect())
 }
@@ -146,7 +160,7 @@ pub(crate) fn decoded(key: &str, encoding: Option<&EncodingType>) -> String {
 }
 
 /// Makes one call, and returns how many things it deleted.
-async fn delete((s3, bucket): (Client, String), deletion: Deletion) -> Result<usize, StepError> {
+async fn delete(Place { s3, bucket, .. }: Place, deletion: Deletion) -> Result<usize, StepError> {
     let doing = format!("deleting from bucket {bucket}");
     match deletion {
         Deletion::Many(versions) => {

@@ -20,7 +20,7 @@ use aws_sdk_s3::types::{
     ServerSideEncryptionConfiguration, ServerSideEncryptionRule, Tag, VersioningConfiguration,
 };
 pub use empty::Emptied;
-pub(crate) use empty::decoded;
+pub(crate) use empty::{decoded, empty_for};
 use serde_json::{Value, json};
 
 use crate::aws::{classify, code};
@@ -152,7 +152,7 @@ impl Bucket {
                 let put =
                     self.s3.put_bucket_notification_configuration().bucket(&name).notification_configuration(silent);
                 put.send().await.map_err(|error| settle(&format!("silencing bucket {name}"), &error))?;
-                empty::empty_for(&self.s3, &name, DRAIN_TIME).await
+                empty_for(&self.s3, &name, None, DRAIN_TIME).await
             }
             Look::Absent | Look::Foreign(_) => Ok(Emptied { deleted: 0, all: true }),
         }

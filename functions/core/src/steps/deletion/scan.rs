@@ -7,7 +7,7 @@ use super::Removal;
 use crate::environment::Environment;
 use crate::error::StepError;
 use crate::postgres::Database;
-use crate::registry::holds::Hold;
+use crate::registry::holds::{Hold, Kind};
 use crate::registry::{Record, deletions};
 use crate::scan::{Report, Scan, Subject};
 
@@ -45,9 +45,13 @@ impl ScanTenant {
     }
 }
 
-async fn subject(record: &Record, registry: &Database) -> Result<Subject, StepError> {
+async fn subject(record: &Record, hold: &Hold, registry: &Database) -> Result<Subject, StepError> {
     let deletion = deletions::read(&*registry.client().await?, record.tenant.id).await?;
-    Ok(Subject { tenant: record.tenant.clone(), billed: deletion.billed })
+    Ok(Subject {
+        tenant: record.tenant.clone(),
+        billed: deletion.billed,
+        is_erased: hold.kind == Kind::Erasure,
+    })
 }
 
 fn document(report: &Report) -> Result<Value, StepError> {
@@ -56,8 +60,8 @@ fn document(report: &Report) -> Result<Value, StepError> {
 
 #[async_trait]
 impl Removal for CountTenant {
-    async fn act(&self, record: &Record, _hold: &Hold, registry: &Database) -> Result<Value, StepError> {
-        let report = self.scan.look(&subject(record, registry).await?).await?;
+    async fn act(&self, record: &Record, hold: &Hold, registry: &Database) -> Result<Value, StepError> {
+        let report = self.scan.look(&subject(record, hold, registry).await?).await?;
         let counts = document(&report)?;
         deletions::keep_counts(&*registry.client().await?, record.tenant.id, &counts).await?;
         Ok(json!({ "found": report.words() }))
@@ -66,9 +70,9 @@ impl Removal for CountTenant {
 
 #[async_trait]
 impl Removal for ScanTenant {
-    async fn act(&self, record: &Record, _hold: &Hold, registry: &Database) -> Result<Value, StepError> {
+    async fn act(&self, record: &Record, hold: &Hold, registry: &Database) -> Result<Value, StepError> {
         let tenant = record.tenant.id;
-        let report = self.scan.look(&subject(record, registry).await?).await?;
+        let report = self.scan.look(&subject(record, hold, registry).await?).await?;
         let client = registry.client().await?;
         deletions::keep_scan(&client, tenant, &document(&report)?, report.is_clean()).await?;
         if report.is_clean() {
