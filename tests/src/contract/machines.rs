@@ -157,9 +157,7 @@ pub(super) const PERMANENT_ERRORS_ARE_NOT_RETRIED: Rule = Rule {
         let mut broken = Vec::new();
         for (machine, name, task) in contract.tasks() {
             let (permanent, rest) = match each(&task["Retry"]) {
-                [permanent, throttled, rest]
-                    if !WAITING.contains(&name) && waits_for(THROTTLED, throttled) =>
-                {
+                [permanent, throttled, rest] if !WAITING.contains(&name) && waits_for(THROTTLED, throttled) => {
                     (permanent, rest)
                 }
                 [permanent, waiting, throttled, rest]

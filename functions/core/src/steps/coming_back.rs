@@ -1,11 +1,13 @@
 //! CancelHold, StopWaiting and VerifyTenant: a tenant comes back while its hold lasts. The hold is cancelled first, which is the
 //! decision; the tenant is in service last, when everything was seen to be as it should be.
 
+use std::ops::ControlFlow::{Break, Continue};
+
 use async_trait::async_trait;
 use futures::future::join_all;
 use serde_json::{Value, json};
 
-use super::takeover::Holders;
+use super::takeover::{Holders, take};
 use super::withdrawal::cancelled_hold;
 use crate::environment::Environment;
 use crate::error::{Problem, StepError};
@@ -57,20 +59,19 @@ impl Step for CancelHold {
         log_tenant(&record.tenant);
         let id = record.tenant.id;
         let Actor::Execution(execution) = &call.execution else { return Err(not_by_hand(&record, call.reason)) };
-        // Twice at most: what was taken over is ours, or another's that is alive.
-        for _ in 0..3 {
+        let decision = take(id, || async {
             let mut client = self.registry.client().await?;
             let way = offboarding::come_back(&mut client, id, execution, &call.actor).await?;
             drop(client);
             match way {
-                Return::Restore => return Ok(json!({ "tenant_id": id, "decision": "restore" })),
-                Return::Lift => return Ok(json!({ "tenant_id": id, "decision": "lift" })),
+                Return::Restore => Ok(Break("restore")),
+                Return::Lift => Ok(Break("lift")),
                 Return::HeldBy(holder) => {
-                    self.holders.take_over_in_turn(&self.registry, id, &holder, execution).await?;
+                    self.holders.take_over_in_turn(&self.registry, id, &holder, execution).await.map(Continue)
                 }
             }
-        }
-        Err(StepError::Transient(format!("tenant {id} keeps changing hands")))
+        });
+        Ok(json!({ "tenant_id": id, "decision": decision.await? }))
     }
 }
 

@@ -1,10 +1,12 @@
 //! BeginOffboarding and CheckHold: who leaves, and whether the time has come. What an operator may do about a hold is beside
 //! them: ExtendHold and SetDeletionProtection.
 
+use std::ops::ControlFlow::{Break, Continue};
+
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
-use super::takeover::Holders;
+use super::takeover::{Holders, take};
 use crate::environment::Environment;
 use crate::error::{Problem, StepError};
 use crate::gate::Projector;
@@ -58,15 +60,14 @@ impl BeginOffboarding {
             // Not taken over, though its holder may be dead: what provisions a tenant is resumed, and then it may leave.
             return Err(StepError::Transient(format!("tenant {id} is being provisioned: it leaves afterwards")));
         }
-        // Twice at most: what was taken over is ours, or another's that is alive.
-        for _ in 0..3 {
+        take(id, || async {
             let mut client = self.registry.client().await?;
             let departure = offboarding::begin(&mut client, id, execution, leaving).await?;
             drop(client);
-            let Departure::HeldBy(holder) = departure else { return Ok(departure) };
-            self.holders.take_over_in_turn(&self.registry, id, &holder, execution).await?;
-        }
-        Err(StepError::Transient(format!("tenant {id} keeps changing hands")))
+            let Departure::HeldBy(holder) = departure else { return Ok(Break(departure)) };
+            self.holders.take_over_in_turn(&self.registry, id, &holder, execution).await.map(Continue)
+        })
+        .await
     }
 
     /// Whether another execution waits for this hold's end, or deletes the tenant: then this one has nothing to do. Of one that has

@@ -1,11 +1,13 @@
 //! BeginPlanChange and ClosePlanChange: a tenant in service gets another plan under the fence, and is given back when
 //! everything of its own has followed. A change that stops in between is finished, never undone: the plan is what is paid for.
 
+use std::ops::ControlFlow::{Break, Continue};
+
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::provisioning::by_hand;
-use super::takeover::Holders;
+use super::takeover::{Holders, take};
 use crate::environment::Environment;
 use crate::error::StepError;
 use crate::gate::Projector;
@@ -70,28 +72,25 @@ impl Step for BeginPlanChange {
         let call = PlanChangeCall::parse(input)?;
         let tenant = registry::read(&*self.registry.client().await?, &call.tenant).await?;
         log_tenant(&tenant.tenant);
+        let wanted = |plan: Plan| call.wish.plan.is_none_or(|wanted| wanted == plan);
         let Actor::Execution(execution) = &call.by else {
-            let there = call.wish.plan.is_none_or(|plan| plan == tenant.tenant.plan);
-            let settled = if there { IN_SERVICE } else { &[] };
+            let settled = if wanted(tenant.tenant.plan) { IN_SERVICE } else { &[] };
             return by_hand(&tenant, settled, json!({ "step": name, "outcome": "nothing to do" }), MACHINE);
         };
         let tenant = tenant.tenant;
-        let wanted = |plan: Plan| call.wish.plan.is_none_or(|wanted| wanted == plan);
-        // Twice at most: what was taken over is ours, or another's that is alive.
-        for _ in 0..3 {
+        let change = take(tenant.id, || async {
             let begun = plans::begin(&mut *self.registry.client().await?, tenant.id, execution, &call.wish).await?;
             match begun {
-                Begun::Changing(change) => {
-                    self.gate.project(&*self.registry.client().await?, &tenant).await?;
-                    tracing::info!(from = %change.from, to = %change.to, "the tenant has its plan");
-                    return Ok(json!({ "tenant_id": tenant.id, "from": change.from, "to": change.to }));
-                }
+                Begun::Changing(change) => Ok(Break(change)),
                 Begun::HeldBy(holder, plan) => {
-                    self.take_over(&tenant, &holder, execution, wanted(plan)).await?;
+                    self.take_over(&tenant, &holder, execution, wanted(plan)).await.map(Continue)
                 }
             }
-        }
-        Err(StepError::Transient(format!("tenant {} keeps changing hands", tenant.id)))
+        });
+        let change = change.await?;
+        self.gate.project(&*self.registry.client().await?, &tenant).await?;
+        tracing::info!(from = %change.from, to = %change.to, "the tenant has its plan");
+        Ok(json!({ "tenant_id": tenant.id, "from": change.from, "to": change.to }))
     }
 }
 

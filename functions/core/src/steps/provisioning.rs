@@ -1,9 +1,11 @@
 //! BeginProvisioning, CloseProvisioning and FlagTenant: the fence's way through an execution.
 
+use std::ops::ControlFlow::{Break, Continue};
+
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
-use super::takeover::Holders;
+use super::takeover::{Holders, take};
 use crate::capacity::Capacity;
 use crate::environment::Environment;
 use crate::error::{Problem, StepError};
@@ -69,22 +71,19 @@ impl Step for BeginProvisioning {
             // Before the fence: a refused tenant has made nothing, and stays as it is.
             self.capacity.refuse_full(&*self.registry.client().await?, record.tenant.isolation).await?;
         }
-        // Twice at most: what was taken over is ours, or another's that is alive.
-        for _ in 0..3 {
+        let decision = take(id, || async {
             let granted = fence::acquire(&mut *self.registry.client().await?, id, execution, call.compensate).await?;
-            let decision = match granted {
+            Ok(Break(match granted {
                 Grant::Provision => "provision",
                 Grant::Compensate => "compensate",
                 Grant::Finish => "finish",
                 Grant::NothingToDo => "nothing_to_do",
                 Grant::HeldBy(holder) => {
-                    self.holders.take_over(&self.registry, id, &holder, execution).await?;
-                    continue;
+                    return self.holders.take_over(&self.registry, id, &holder, execution).await.map(Continue);
                 }
-            };
-            return Ok(json!({ "tenant_id": id, "decision": decision }));
-        }
-        Err(StepError::Transient(format!("tenant {id} keeps changing hands")))
+            }))
+        });
+        Ok(json!({ "tenant_id": id, "decision": decision.await? }))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Taking a tenant over from an execution that ended without giving it back: an execution of the same workflow, which goes on
 //! where that one stopped.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use aws_sdk_sfn::types::ExecutionStatus;
@@ -23,6 +24,23 @@ const POLL: Duration = Duration::from_secs(2);
 /// Who holds tenants, as Step Functions knows them.
 pub(super) struct Holders {
     executions: aws_sdk_sfn::Client,
+}
+
+/// Takes a tenant: `attempt` has it (`Break`), or gets whoever holds it out of the way (`Continue`) and is asked again. Twice at
+/// most: what was taken over is ours, or another's that is alive.
+///
+/// # Errors
+/// As `attempt`; `Transient` when others are faster every time.
+pub(super) async fn take<T, F>(tenant: TenantId, attempt: impl Fn() -> F) -> Result<T, StepError>
+where
+    F: Future<Output = Result<ControlFlow<T>, StepError>>,
+{
+    for _ in 0..3 {
+        if let ControlFlow::Break(taken) = attempt().await? {
+            return Ok(taken);
+        }
+    }
+    Err(StepError::Transient(format!("tenant {tenant} keeps changing hands")))
 }
 
 /// The machine's name, in its own ARN and in those of its executions alike.

@@ -1,5 +1,7 @@
 //! BeginDeletion: the point of no return. Of all executions that want to delete a tenant, one gets it.
 
+use std::ops::ControlFlow::{Break, Continue};
+
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
@@ -11,7 +13,7 @@ use crate::registry::holds::{self, State};
 use crate::registry::{self, Record, Selector, deletions};
 use crate::request::tenant_to_delete;
 use crate::step::{Step, log_tenant};
-use crate::steps::takeover::Holders;
+use crate::steps::takeover::{Holders, take};
 use crate::tenant::{Status, TenantId};
 
 /// Takes the fence, and then the hold.
@@ -31,12 +33,11 @@ impl BeginDeletion {
 
     /// Takes the fence from nobody, or from an execution that has ended.
     async fn take_fence(&self, tenant: TenantId, execution: &str) -> Result<(), StepError> {
-        // Twice at most: what was taken over is ours, or another's that is alive.
-        for _ in 0..3 {
+        take(tenant, || async {
             let statuses = &[Status::Suspended];
             let held = fence::hold(&mut *self.registry.client().await?, tenant, execution, statuses).await;
             let holder = match held {
-                Ok(None) => return Ok(()),
+                Ok(None) => return Ok(Break(())),
                 Ok(Some(holder)) => holder,
                 Err(error) => {
                     // Since it was looked at, another execution may have ended what this one would have begun.
@@ -45,11 +46,11 @@ impl BeginDeletion {
                 }
             };
             match self.holders.take_over(&self.registry, tenant, &holder, execution).await {
-                Err(StepError::Superseded(text)) => return Err(self.running(tenant, &holder, text).await?),
-                taken => taken?,
+                Err(StepError::Superseded(text)) => Err(self.running(tenant, &holder, text).await?),
+                taken => taken.map(Continue),
             }
-        }
-        Err(StepError::Transient(format!("tenant {tenant} keeps changing hands")))
+        })
+        .await
     }
 
     /// What it means that the holder runs: where it deletes the tenant, this execution has nothing to do; where it does anything

@@ -32,11 +32,7 @@ impl DrainBucket {
     /// # Errors
     /// `Misconfigured` when a setting is missing.
     pub fn from_env(env: &Environment) -> Result<Self, StepError> {
-        Ok(DrainBucket {
-            bucket: Bucket::from_env(env)?,
-            s3: s3(&env.aws),
-            exports: env.required("EXPORTS_BUCKET")?,
-        })
+        Ok(DrainBucket { bucket: Bucket::from_env(env)?, s3: s3(&env.aws), exports: env.required("EXPORTS_BUCKET")? })
     }
 
     /// Deletes what was exported before somebody asked for erasure, and ends the links to it.

@@ -47,11 +47,7 @@ impl ScanTenant {
 
 async fn subject(record: &Record, hold: &Hold, registry: &Database) -> Result<Subject, StepError> {
     let deletion = deletions::read(&*registry.client().await?, record.tenant.id).await?;
-    Ok(Subject {
-        tenant: record.tenant.clone(),
-        billed: deletion.billed,
-        is_erased: hold.kind == Kind::Erasure,
-    })
+    Ok(Subject { tenant: record.tenant.clone(), billed: deletion.billed, is_erased: hold.kind == Kind::Erasure })
 }
 
 fn document(report: &Report) -> Result<Value, StepError> {
