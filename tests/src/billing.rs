@@ -6,7 +6,9 @@ use tenantry_core::error::StepError;
 use tenantry_core::resource::billing::Billing;
 use tenantry_core::resource::{self, Inspection, Resource};
 use tenantry_core::tenant::{Plan, Status, Tenant};
+use tenantry_local::proxy::{System, Verdict};
 
+use crate::faults::{Target, marks};
 use crate::machine::sign_up;
 use crate::provisioning::all_are;
 use crate::registry::registered;
@@ -16,6 +18,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("a_tenant_is_billed_once_and_an_undo_gives_back_what_was_charged", |world| Box::pin(charged(world))),
     ("what_an_unanswered_call_made_is_found_again", |world| Box::pin(unanswered(world))),
     ("an_adopted_customer_is_kept", |world| Box::pin(adopted(world))),
+    ("what_an_undo_could_not_give_back_is_left_over", |world| Box::pin(not_given_back(world))),
     ("a_request_names_its_customer", |world| Box::pin(named(world))),
     ("a_setting_turns_billing_off", |world| Box::pin(off(world))),
     ("a_key_gives_one_answer_and_refuses_another_request", |world| Box::pin(idempotent(world))),
@@ -90,32 +93,32 @@ async fn unanswered(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// Makes a customer, with a card, that the tenant is to adopt. Returns its id.
+async fn adopt(world: &World, tenant: &Tenant) -> Result<String> {
+    let card = "pm_card_visa";
+    let form =
+        [("email", "theirs@example.com"), ("payment_method", card), ("invoice_settings[default_payment_method]", card)];
+    let theirs = ask(world, "/v1/customers", &form, None).await?.1;
+    let id = theirs["id"].as_str().context("no customer")?;
+    account(world, tenant, &format!("customer = '{id}', adopted = true")).await?;
+    Ok(id.to_owned())
+}
+
 async fn adopted(world: &World) -> Result<()> {
     let tenant = tenant(world).await?;
-    let theirs = ask(
-        world,
-        "/v1/customers",
-        &[
-            ("email", "theirs@example.com"),
-            ("payment_method", "pm_card_visa"),
-            ("invoice_settings[default_payment_method]", "pm_card_visa"),
-        ],
-        None,
-    )
-    .await?
-    .1;
-    let id = theirs["id"].as_str().context("no customer")?;
-    account(world, &tenant, &format!("customer = '{id}', adopted = true")).await?;
+    let id = adopt(world, &tenant).await?;
     let billing = Billing::from_env(&world.env)?;
     let made = billing.ensure(&tenant).await?;
     ensure!(
-        made["customer"] == id && made["adopted"] == true && billing.inspect(&tenant).await? == Inspection::Present
+        made["customer"] == id.as_str()
+            && made["adopted"] == true
+            && billing.inspect(&tenant).await? == Inspection::Present
     );
     billing.remove(&tenant).await?;
     ensure!(billing.inspect(&tenant).await? == Inspection::Absent);
     let kept = world.stripe(&format!("/v1/customers/{id}")).await?;
-    ensure!(kept["id"] == id, "the adopted customer is gone");
-    ensure!(billing.ensure(&tenant).await?["customer"] == id, "it is not billed again");
+    ensure!(kept["id"] == id.as_str(), "the adopted customer is gone");
+    ensure!(billing.ensure(&tenant).await?["customer"] == id.as_str(), "it is not billed again");
     billing.remove(&tenant).await?;
 
     account(world, &tenant, "customer = 'cus_nobody'").await?;
@@ -123,6 +126,35 @@ async fn adopted(world: &World) -> Result<()> {
         Err(StepError::InvalidRequest(problems)) if problems[0].field == "billing.customer" => Ok(()),
         outcome => anyhow::bail!("{outcome:?}"),
     }
+}
+
+/// Refunds are refused for good, for a subscription that the registry knows, and one whose making was never answered.
+async fn not_given_back(world: &World) -> Result<()> {
+    let billing = Billing::from_env(&world.env)?;
+    for answered in [true, false] {
+        let tenant = tenant(world).await?;
+        adopt(world, &tenant).await?;
+        billing.ensure(&tenant).await?;
+        if !answered {
+            account(world, &tenant, "subscription = NULL").await?;
+        }
+        let undo = json!({"tenant_id": tenant.id, "execution": "manual:test"});
+        let refunds = Target { system: System::Stripe, function: "cancel-billing", holds: "POST /v1/refunds" };
+        let refused = world.faults.inject(refunds, marks(tenant.id, tenant.slug.as_str()), Verdict::Refuse, 1_000_000);
+        let failed = world.invoke("cancel-billing", &undo).await?;
+        ensure!(failed.is_err() && refused.hits() > 0, "{failed:?}");
+        drop(refused);
+        match billing.inspect(&tenant).await? {
+            Inspection::Drifted(drift) if drift[0].contains("not given back") => {}
+            found => anyhow::bail!("the charge is kept, and it is {found:?}"),
+        }
+        let undone = world.invoke("cancel-billing", &undo).await?;
+        ensure!(undone.is_ok() && billing.inspect(&tenant).await? == Inspection::Absent, "{undone:?}");
+        let refunds = mine(world, "refunds", &tenant).await?;
+        let given: i64 = refunds.iter().filter_map(|one| one["amount"].as_i64()).sum();
+        ensure!(given == 19_900, "{refunds:?}");
+    }
+    Ok(())
 }
 
 /// The whole machine, for a customer that exists, one that does not, and a card that is declined.

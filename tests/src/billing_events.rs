@@ -35,6 +35,9 @@ pub const CASES: &[(&str, Case)] = &[
     ("only_an_owner_who_asks_for_it_is_offboarded", |world| Box::pin(leaving(world))),
     ("another_price_is_another_plan_and_the_period_is_the_cycle", |world| Box::pin(plan_and_period(world))),
     ("without_stripe_the_newest_event_is_the_state", |world| Box::pin(sequences(world))),
+    ("without_stripe_a_tenant_that_came_back_is_not_sent_away_by_its_old_subscription", |world| {
+        Box::pin(came_back(world))
+    }),
     ("an_event_during_provisioning_counts_at_activation", |world| Box::pin(during_provisioning(world))),
     ("a_bad_event_is_refused_by_field", |world| Box::pin(refused(world))),
 ];
@@ -455,6 +458,35 @@ async fn sequences(world: &World) -> Result<()> {
         Err(StepError::Misconfigured(text)) if text.contains("STRIPE_SECRET") => Ok(()),
         outcome => anyhow::bail!("{outcome:?}"),
     }
+}
+
+async fn came_back(world: &World) -> Result<()> {
+    let env = world.env.clone().with("STRIPE_SECRET", "");
+    let billing = Billing::from_env(&env)?;
+    let Subscriber { tenant, account } = without_stripe(world).await?;
+    let look = json!({"tenant_id": tenant.id});
+    // One that billing has said nothing bad of stays the tenant's.
+    follow(&env, &changed(&account, 1, "active")).await?;
+    billing.resume(&tenant).await?;
+    ensure!(follow(&env, &look).await?["decision"] == "none");
+    let mut left = changed(&account, 2, "canceled");
+    left["cancellation_reason"] = json!("cancellation_requested");
+    ensure!(follow(&env, &left).await?["decision"] == "offboard");
+    for _ in 0..2 {
+        billing.resume(&tenant).await?;
+    }
+    for old in [&look, &left] {
+        let answer = follow(&env, old).await?;
+        ensure!(answer["decision"] == "ignored", "{old}: {answer}");
+    }
+    let next = Account { subscription: format!("{}_next", account.subscription), ..account };
+    for request in [changed(&next, 1, "active"), look, left] {
+        let answer = follow(&env, &request).await?;
+        ensure!(answer["decision"] != "offboard", "{request}: {answer}");
+    }
+    let answer = follow(&env, &changed(&next, 2, "unpaid")).await?;
+    ensure!(answer["status"] == "suspended", "its new subscription is not followed: {answer}");
+    Ok(())
 }
 
 async fn during_provisioning(world: &World) -> Result<()> {

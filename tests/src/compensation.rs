@@ -8,10 +8,12 @@ use aws_sdk_sfn::types::ExecutionStatus;
 use serde_json::{Value, json};
 use tenantry_core::resource::Inspection;
 use tenantry_core::tenant::{Status, Tenant};
+use tenantry_local::proxy::{System, Verdict};
 use tenantry_local::stack::BASE_DOMAIN;
 use tokio::time::sleep;
 
 use crate::dns::{change, record};
+use crate::faults::{Target, marks};
 use crate::machine::sign_up;
 use crate::provisioning::{all_are, inspect_all};
 use crate::world::{Case, World};
@@ -19,6 +21,7 @@ use crate::world::{Case, World};
 pub const CASES: &[(&str, Case)] = &[
     ("a_failure_is_undone_in_reverse_order_and_leaves_nothing", |world| Box::pin(undone(world))),
     ("an_undo_that_fails_for_good_is_told_and_compensate_clears_it", |world| Box::pin(undo_fails(world))),
+    ("what_nobody_could_look_at_is_told_with_the_first_error", |world| Box::pin(unseen(world))),
     ("stopping_an_execution_cancels_it", |world| Box::pin(stopped(world))),
     ("an_undo_by_hand_never_touches_a_tenant_in_service", |world| Box::pin(by_hand(world))),
 ];
@@ -107,6 +110,39 @@ async fn undo_fails(world: &World) -> Result<()> {
     traceless(world, &tenant).await?;
     world.provision(&json!({"tenant_id": tenant.id})).await?.succeeded()?;
     alive(world, &tenant).await
+}
+
+/// Kubernetes is down from CreateNamespace on, and still when ReleaseTenant looks.
+async fn unseen(world: &World) -> Result<()> {
+    let (request, tenant) = unpaid(world, "unseen").await?;
+    let registry = world.registry().await?;
+    let cluster = Target { system: System::Kubernetes, function: "", holds: "/namespaces" };
+    let down = world.faults.inject(cluster, marks(tenant.id, tenant.slug.as_str()), Verdict::Refuse, 1_000_000);
+    let outcome = world.provision(&paid(&request)).await?;
+    ensure!(down.hits() > 0 && outcome.status == ExecutionStatus::Failed, "{outcome:?}");
+    ensure!(outcome.states.ends_with(&["FlagTenant".into(), "OperatorNeeded".into()]), "{:?}", outcome.states);
+    let sql = "SELECT failed_message FROM tenants WHERE id = $1";
+    let message: String = registry.query_one(sql, &[&tenant.id.0]).await?.get(0);
+    for said in [&message, &outcome.cause] {
+        ensure!(!said.contains("looking whether"), "it is not the first error: {said}");
+    }
+    let (step, error, flag) = failure(world, &tenant).await?;
+    ensure!(
+        step.as_deref() == Some("create-namespace") && error.as_ref() == Some(&outcome.error),
+        "{step:?} {error:?}"
+    );
+    let flag = flag.context("nobody is told")?;
+    ensure!(flag.contains("looking whether the namespace is gone") && flag.contains(&message), "{flag}");
+    let sql = "SELECT detail FROM outbox WHERE tenant_id = $1 AND type = 'tenant.provisioning_failed'";
+    let told: Value = registry.query_one(sql, &[&tenant.id.0]).await?.get(0);
+    ensure!(told["clean"] == false && told["failed_step"] == "create-namespace", "{told}");
+    ensure!(told["error"] == outcome.error.as_str(), "{told}");
+
+    drop(down);
+    let compensated = world.provision(&json!({"tenant_id": tenant.id, "intent": "compensate"})).await?;
+    ensure!(compensated.error == "Compensated", "{compensated:?}");
+    ensure!(failure(world, &tenant).await?.2.is_none(), "the flag is still there");
+    traceless(world, &tenant).await
 }
 
 async fn stopped(world: &World) -> Result<()> {

@@ -20,6 +20,7 @@ use tenantry_local::proxy::{System, Verdict};
 use tokio::time::sleep;
 use uuid::Uuid;
 
+use crate::billing::mine;
 use crate::faults::{Target, marks};
 use crate::gate::gate;
 use crate::machine::{Outcome, sign_up};
@@ -33,6 +34,7 @@ pub const CASES: &[(&str, Case)] = &[
         Box::pin(gone(world, "enterprise"))
     }),
     ("ten_thousand_objects_with_versions_are_deleted", |world| Box::pin(many_objects(world))),
+    ("who_is_erased_at_once_gets_the_rest_of_the_period_back", |world| Box::pin(given_back(world))),
     ("every_step_again_changes_nothing", |world| Box::pin(again(world))),
     ("of_two_deletions_at_once_one_acts", |world| Box::pin(at_once(world))),
     ("what_is_put_behind_our_back_fails_the_scan_until_it_is_gone", |world| Box::pin(behind_our_back(world))),
@@ -300,6 +302,27 @@ async fn many_objects(world: &World) -> Result<()> {
     let versions = counted["versions"].as_i64().or(counted["versions at least"].as_i64());
     ensure!(versions.is_some_and(|count| count >= 10_000), "{counted}");
     Ok(())
+}
+
+/// Without an offboarding nobody has cancelled the subscription. By the machine, and with the step run twice.
+async fn given_back(world: &World) -> Result<()> {
+    let slug = world.fresh_slug("prepaid");
+    let mut request = sign_up(&slug, "growth");
+    request["billing"] = json!({"payment_method": "pm_card_visa"});
+    world.provision(&request).await?.succeeded()?;
+    let tenant = world.record(&slug).await?.tenant;
+    condemn(world, &tenant).await?;
+    let call = json!({"tenant_id": tenant.id, "execution": begun_by_nobody(world, &tenant).await?});
+    for time in ["once", "again"] {
+        let answer = world.invoke("forget-billing", &call).await?;
+        ensure!(answer.is_ok(), "{time}: {answer:?}");
+    }
+    delete(world, &tenant).await?.succeeded()?;
+    let refunds = mine(world, "refunds", &tenant).await?;
+    // Of 199.00 paid a moment ago for a month, all but moments are left.
+    let amount = refunds.first().and_then(|one| one["amount"].as_i64()).unwrap_or_default();
+    ensure!(refunds.len() == 1 && (19_800..=19_900).contains(&amount), "{refunds:?}");
+    traceless(world, &tenant).await
 }
 
 /// The steps in the machine's order.

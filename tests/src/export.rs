@@ -38,6 +38,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("what_is_written_meanwhile_is_noticed", |world| Box::pin(written(world))),
     ("only_who_exports_may", |world| Box::pin(fenced(world))),
     ("the_link_opens_the_export_until_it_ends", |world| Box::pin(linked(world))),
+    ("no_file_expires_before_its_link", |world| Box::pin(aged(world))),
     ("an_erasure_takes_the_export_of_a_hold_along", |world| Box::pin(erased(world))),
 ];
 
@@ -704,6 +705,33 @@ async fn linked(world: &World) -> Result<()> {
     ensure!(clicks().await? == parts.len() + 1, "a refusal was counted");
     let sql = "SELECT count(*) FROM audit WHERE tenant_id = $1 AND action IN ('export link published', 'export link revoked')";
     ensure!(registry.query_one(sql, &[&id.0]).await?.get::<_, i64>(0) == 3);
+    Ok(())
+}
+
+async fn aged(world: &World) -> Result<()> {
+    let mut leaving = Leaving::of_plan(world, "starter").await?;
+    leaving.suspend(world).await?;
+    let parts = leaving.plan(world).await?;
+    for number in &parts {
+        leaving.step(world, "export-part", &leaving.part(*number)).await?;
+    }
+    let registry = world.registry().await?;
+    let age = "UPDATE export_parts p SET done_at = now() - interval '10 days' FROM exports e
+               WHERE e.id = p.export_id AND e.tenant_id = $1 AND p.number = $2";
+    let (first, second) = (parts[0], parts[1]);
+    registry.execute(age, &[&leaving.tenant.id.0, &i32::try_from(first)?]).await?;
+    ensure!(leaving.step(world, "export-part", &leaving.part(first)).await?["outcome"] == "done");
+    for number in [first, second] {
+        ensure!(leaving.step(world, "export-part", &leaving.part(number)).await?["outcome"] == "done before");
+    }
+    leaving.step(world, "finish-export", &leaving.call()).await?;
+    // Its oldest file, not its end, is what counts.
+    let age = age.replace("10 days", "36 hours");
+    registry.execute(&age, &[&leaving.tenant.id.0, &i32::try_from(second)?]).await?;
+    leaving.step(world, "publish-link", &leaving.call()).await?;
+    let sql = "SELECT link_expires_at BETWEEN now() + interval '28 days 23 hours' AND now() + interval '29 days'
+               FROM exports WHERE tenant_id = $1";
+    ensure!(registry.query_one(sql, &[&leaving.tenant.id.0]).await?.get(0), "the link outlives the file");
     Ok(())
 }
 

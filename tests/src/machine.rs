@@ -53,14 +53,17 @@ impl Outcome {
 
     /// The error names of the task attempts that failed, in order.
     pub fn failed_attempts(&self) -> Vec<&str> {
-        self.history
-            .iter()
-            .filter_map(|event| {
-                let lambda = event.lambda_function_failed_event_details().and_then(|details| details.error());
-                lambda.or_else(|| event.task_failed_event_details().and_then(|details| details.error()))
-            })
-            .collect()
+        failed_attempts(&self.history)
     }
+}
+
+/// The error names of the task attempts that failed so far, in order.
+pub fn failed_attempts(history: &[HistoryEvent]) -> Vec<&str> {
+    let failed = history.iter().filter_map(|event| {
+        let lambda = event.lambda_function_failed_event_details().and_then(|details| details.error());
+        lambda.or_else(|| event.task_failed_event_details().and_then(|details| details.error()))
+    });
+    failed.collect()
 }
 
 /// A sign-up that is paid for.

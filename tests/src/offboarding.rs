@@ -11,13 +11,17 @@ use kube::api::{Api, ListParams};
 use serde_json::{Value, json};
 use tenant_gate::Verdict;
 use tenantry_core::error::StepError;
+use tenantry_core::registry::fence;
 use tenantry_core::registry::holds::{self, State};
-use tenantry_core::registry::offboarding::{self, Return};
+use tenantry_core::registry::offboarding;
 use tenantry_core::request::Leaving;
 use tenantry_core::resource::{Freezable, Inspection, Resource, database::TenantDatabase};
 use tenantry_core::step::Step;
+use tenantry_core::steps::coming_back::CancelHold;
+use tenantry_core::steps::deletion::begin::BeginDeletion;
 use tenantry_core::steps::hold_sweep::SweepHolds;
 use tenantry_core::tenant::{Plan, Status, Tenant, TenantId};
+use tenantry_local::proxy::{self, System};
 use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -27,6 +31,7 @@ use crate::calls::calls;
 use crate::contract::permissions::allowed;
 use crate::contract::{Contract, repository};
 use crate::database::{in_context, log_in};
+use crate::faults::{Injected, Target, marks};
 use crate::gate::gate;
 use crate::machine::sign_up;
 use crate::namespace::{create, forbidden, inside, pod, restricted};
@@ -44,6 +49,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("what_began_before_the_freeze_is_waited_for", |world| Box::pin(older(world))),
     ("who_may_not_leave_is_told_why_and_what_to_do", |world| Box::pin(refused(world))),
     ("an_erasure_and_a_waived_export_start_the_deletion_at_once", |world| Box::pin(at_once(world))),
+    ("an_erasure_does_not_wait_for_an_export_that_runs", |world| Box::pin(in_mid_export(world))),
     ("a_hold_is_waited_for_put_off_and_cancelled", |world| Box::pin(waited_for(world))),
     ("a_hold_that_ends_starts_the_deletion", |world| Box::pin(ends(world))),
     ("another_reason_keeps_a_tenant_suspended_that_came_back", |world| Box::pin(still_suspended(world))),
@@ -60,6 +66,8 @@ pub const ALONE: &[(&str, Case)] = &[
 
 /// Longer than anything here takes: reaching it means that it does not happen.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two attempts of who races for a hold.
+const RACERS_PAUSE: Duration = Duration::from_millis(5);
 
 /// An execution of a machine that Step Functions does not know: one that ended long ago.
 fn dead(machine: &str) -> String {
@@ -268,7 +276,13 @@ async fn refused(world: &World) -> Result<()> {
     let sql = "UPDATE tenants SET status = 'provisioning', execution = $2, execution_since = now() WHERE id = $1";
     registry.execute(sql, &[&busy.id.0, &dead("provision-tenant")]).await?;
     let (name, text) = refusal(world, "begin-offboarding", leaving(&busy, &execution)).await?;
-    ensure!(name == "Transient" && text.contains("being provisioned"), "{name}: {text}");
+    ensure!(name == "NotReady" && text.contains("being provisioned"), "{name}: {text}");
+    let paid = registered(world, &mut registry, Plan::Starter, true).await?.tenant;
+    let sql = "UPDATE tenants SET retry_at = now() + interval '1 hour' WHERE id = $1";
+    registry.execute(sql, &[&paid.id.0]).await?;
+    let (name, text) = refusal(world, "begin-offboarding", leaving(&paid, &execution)).await?;
+    ensure!(name == "NotReady" && text.contains("tried again"), "{name}: {text}");
+    registry.execute("UPDATE tenants SET retry_at = NULL WHERE id = $1", &[&paid.id.0]).await?;
 
     let tenant = in_service(world).await?;
     let protect = |protected: bool| json!({"slug": tenant.slug, "protected": protected, "execution": "manual:ada"});
@@ -354,6 +368,47 @@ async fn at_once(world: &World) -> Result<()> {
     let kept: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
     ensure!(kept == ["offboarding cancelled", "erasure exporting"], "{kept:?}");
     flag(world, &[tenant.id]).await
+}
+
+/// The export's own execution is alive, and finds that the tenant is no longer its own.
+async fn in_mid_export(world: &World) -> Result<()> {
+    let tenant = in_service(world).await?;
+    let target = Target { system: System::Aws, function: "export-part", holds: "/exports/" };
+    let hanging = world.faults.inject(target, marks(tenant.id, tenant.slug.as_str()), proxy::Verdict::Hang, 1_000_000);
+    let request = json!({"tenant_id": tenant.id, "reason": "contract_ended", "actor": "ops:test"});
+    let exporting = world.start_machine("OffboardTenantMachine", &request).await?;
+    let begun = Instant::now();
+    while hanging.hits() == 0 {
+        ensure!(begun.elapsed() < PATIENCE, "nothing is exported");
+        sleep(Duration::from_millis(50)).await;
+    }
+    ensure!(status_of(world, &exporting).await? == ExecutionStatus::Running, "nobody exports any more");
+    let mut erasure = request.clone();
+    erasure["erasure"] = json!({"confirm_slug": tenant.slug, "ticket": "DSR-21"});
+    let erasing = world.run_machine("OffboardTenantMachine", &erasure).await?.succeeded()?;
+    ensure!(erasing.times("DeleteTenant") == 1, "{:?}", erasing.states);
+    let sql = "SELECT kind || ' ' || state FROM holds WHERE tenant_id = $1 ORDER BY id";
+    let registry = world.registry().await?;
+    let kept = registry.query(sql, &[&tenant.id.0]).await?;
+    ensure!(kept.len() == 2 && kept[0].get::<_, &str>(0) == "offboarding cancelled", "{kept:?}");
+    // What is being written is waited for, ten minutes long: they pass.
+    let drained = "SELECT count(*) FROM step_journal WHERE tenant_id = $1 AND step = 'drain-bucket'";
+    while registry.query_one(drained, &[&tenant.id.0]).await?.get::<_, i64>(0) == 0 {
+        ensure!(begun.elapsed() < 2 * PATIENCE, "the bucket is not drained");
+        sleep(Duration::from_millis(200)).await;
+    }
+    ensure!(world.record(tenant.slug.as_str()).await?.tenant.status == Status::Suspended, "it did not wait");
+    let pass =
+        "UPDATE holds SET ended_at = ended_at - interval '10 minutes' WHERE tenant_id = $1 AND state = 'cancelled'";
+    registry.execute(pass, &[&tenant.id.0]).await?;
+    while world.record(tenant.slug.as_str()).await?.tenant.status != Status::Deprovisioned {
+        ensure!(begun.elapsed() < 2 * PATIENCE, "it is not erased");
+        sleep(Duration::from_millis(200)).await;
+    }
+    drop(hanging);
+    let ended = world.finish(&exporting).await?;
+    ensure!(ended.times("Superseded") == 1 && ended.times("FlagTenant") == 0, "{:?}", ended.states);
+    Ok(())
 }
 
 /// Leaves tenants to nobody, so that no sweep of another case takes them up.
@@ -473,14 +528,60 @@ impl Dice {
     }
 }
 
-/// What one who races for a hold came to: `true` where he got it.
-async fn deletes(world: &World, tenant: TenantId, after: Duration) -> Result<bool> {
-    let (registry, execution) = (world.registry().await?, dead("delete-tenant"));
+/// The executions that race, which Step Functions knows to run: the one that waited, the one that the sweep started, and a
+/// reactivation. Each stands in its first step, for a tenant of its own.
+struct Racers {
+    waited: String,
+    swept: String,
+    returns: String,
+    tenants: Vec<TenantId>,
+    hanging: Vec<Injected>,
+}
+
+impl Racers {
+    async fn start(world: &World) -> Result<Self> {
+        let (mut hanging, mut tenants, mut started) = (Vec::new(), Vec::new(), Vec::new());
+        for (machine, function) in [
+            ("DeleteTenantMachine", "begin-deletion"),
+            ("DeleteTenantMachine", "begin-deletion"),
+            ("ReactivateTenantMachine", "cancel-hold"),
+        ] {
+            let tenant = in_service(world).await?;
+            let comes_back = function == "cancel-hold";
+            let input = if comes_back { returning(&tenant) } else { json!({"tenant_id": tenant.id}) };
+            let target = Target { system: System::Postgres, function, holds: "FROM tenants" };
+            let marked = marks(tenant.id, tenant.slug.as_str());
+            hanging.push(world.faults.inject(target, marked, proxy::Verdict::Hang, 1_000_000));
+            started.push(world.start_machine(machine, &input).await?);
+            tenants.push(tenant.id);
+        }
+        let [waited, swept, returns] = started.try_into().map_err(|_| anyhow::anyhow!("three of them"))?;
+        Ok(Racers { waited, swept, returns, tenants, hanging })
+    }
+
+    async fn stop(self, world: &World) -> Result<()> {
+        let machines = aws_sdk_sfn::Client::new(&world.env.aws);
+        for execution in [&self.waited, &self.swept, &self.returns] {
+            ensure!(
+                status_of(world, execution).await? == ExecutionStatus::Running,
+                "{execution} ended before the race"
+            );
+            machines.stop_execution().execution_arn(execution).send().await?;
+        }
+        drop(self.hanging);
+        flag(world, &self.tenants).await
+    }
+}
+
+/// A deletion that is asked for until the hold is nobody's to delete.
+async fn deletes(world: &World, tenant: TenantId, execution: &str, after: Duration) -> Result<bool> {
+    let (registry, begin) = (world.registry().await?, BeginDeletion::from_env(&world.env)?);
+    let input = json!({"request": {"tenant_id": tenant}, "execution": execution});
     sleep(after).await;
     loop {
-        match holds::begin_deletion(&registry, tenant, &execution).await {
+        match begin.run("begin-deletion", &input).await {
             Ok(_) => return Ok(true),
-            Err(StepError::Superseded(_)) => {}
+            Err(StepError::Superseded(_) | StepError::Transient(_)) => {}
             Err(error) => return Err(error.into()),
         }
         // Too early is not too late: as the waiting execution, which is told to wait on.
@@ -488,17 +589,22 @@ async fn deletes(world: &World, tenant: TenantId, after: Duration) -> Result<boo
         if !held {
             return Ok(false);
         }
-        sleep(Duration::from_millis(2)).await;
+        sleep(RACERS_PAUSE).await;
     }
 }
 
-async fn returns(world: &World, tenant: TenantId, after: Duration) -> Result<bool> {
-    let (mut registry, execution) = (world.registry().await?, dead("reactivate-tenant"));
+/// A return, which waits for its turn as its machine does.
+async fn returns(world: &World, tenant: &Tenant, execution: &str, after: Duration) -> Result<bool> {
+    let cancel = CancelHold::from_env(&world.env)?;
+    let input = json!({"request": returning(tenant), "execution": execution});
     sleep(after).await;
-    match offboarding::come_back(&mut registry, tenant, &execution, "test").await {
-        Ok(Return::Restore) => Ok(true),
-        Err(StepError::Conflict(_)) => Ok(false),
-        outcome => anyhow::bail!("{outcome:?}"),
+    loop {
+        match cancel.run("cancel-hold", &input).await {
+            Ok(begun) if begun["decision"] == "restore" => return Ok(true),
+            Err(StepError::Conflict(_)) => return Ok(false),
+            Err(StepError::Transient(_)) => sleep(RACERS_PAUSE).await,
+            outcome => anyhow::bail!("{outcome:?}"),
+        }
     }
 }
 
@@ -508,11 +614,12 @@ async fn races(world: &World) -> Result<()> {
     let seed = Uuid::new_v4().as_u64_pair().0 | 1;
     println!("hold races: seed {seed}");
     let mut dice = Dice(seed);
+    let racers = Racers::start(world).await?;
     let (mut cancelled, mut deleting, mut tenants) = (0, 0, Vec::new());
     for _ in 0..SCHEDULES / 8 {
         let schedules: Vec<[Duration; 4]> =
             (0..8).map(|_| [dice.millis(60), dice.millis(60), dice.millis(60), dice.millis(90)]).collect();
-        let raced = try_join_all(schedules.iter().map(|schedule| Box::pin(race(world, schedule)))).await;
+        let raced = try_join_all(schedules.iter().map(|schedule| Box::pin(race(world, &racers, schedule)))).await;
         for (tenant, state) in raced.with_context(|| format!("seed {seed}"))? {
             cancelled += usize::from(state == State::Cancelled);
             deleting += usize::from(state == State::Deleting);
@@ -520,14 +627,16 @@ async fn races(world: &World) -> Result<()> {
         }
     }
     flag(world, &tenants).await?;
+    racers.stop(world).await?;
     println!("hold races: {cancelled} cancelled, {deleting} deleted");
     ensure!(cancelled + deleting == tenants.len() && tenants.len() == 200, "seed {seed}: {cancelled} and {deleting}");
     ensure!(cancelled > 0 && deleting > 0, "seed {seed}: all went one way, which proves little");
     Ok(())
 }
 
-/// One schedule: the execution that waits, the sweep and a reactivation, each after its own pause, for a hold that ends meanwhile.
-async fn race(world: &World, schedule: &[Duration; 4]) -> Result<(TenantId, State)> {
+/// One schedule: the deletions that the execution which waited and the sweep start, and a reactivation, each after its own pause, for
+/// a hold that ends meanwhile. Their first steps run as they are.
+async fn race(world: &World, racers: &Racers, schedule: &[Duration; 4]) -> Result<(TenantId, State)> {
     let [waits, sweeps, comes_back, lasts] = *schedule;
     let tenant = in_service(world).await?;
     let mut registry = world.registry().await?;
@@ -535,16 +644,26 @@ async fn race(world: &World, schedule: &[Duration; 4]) -> Result<(TenantId, Stat
     let leaving = Leaving::parse(&leaving(&tenant, &execution))?;
     offboarding::begin(&mut registry, tenant.id, &execution, &leaving).await?;
     holds::publish(&registry, tenant.id, &execution, lasts.as_secs_f64()).await?;
+    fence::give_back(&registry, tenant.id, &execution).await?;
     let (first, second, back) = futures::try_join!(
-        deletes(world, tenant.id, waits),
-        deletes(world, tenant.id, sweeps),
-        returns(world, tenant.id, comes_back)
+        deletes(world, tenant.id, &racers.waited, waits),
+        deletes(world, tenant.id, &racers.swept, sweeps),
+        returns(world, &tenant, &racers.returns, comes_back)
     )?;
     let won = [first, second, back].iter().filter(|won| **won).count();
     ensure!(won == 1, "{won} won ({first}, {second}, {back}) in {schedule:?}");
     let hold = holds::latest(&registry, tenant.id).await?.context("no hold")?;
     let expected = if back { State::Cancelled } else { State::Deleting };
     ensure!(hold.state == expected, "{hold:?} in {schedule:?}");
+    let winner = if back {
+        &racers.returns
+    } else if first {
+        &racers.waited
+    } else {
+        &racers.swept
+    };
+    let holder = world.record(tenant.slug.as_str()).await?.execution;
+    ensure!(holder.as_ref() == Some(winner), "{winner} won, and {holder:?} has the tenant, in {schedule:?}");
     Ok((tenant.id, hold.state))
 }
 
@@ -594,8 +713,9 @@ async fn reminders(world: &World) -> Result<()> {
         )
     };
     let sweep = || call(world, "sweep-holds", json!({}));
-    for (left, expected) in [("8 days", 0), ("6 days 23 hours", 1), ("23 hours", 2)] {
-        // As the days go by.
+    // As the days go by: the sweep of the next day would leave less than a week, or than a day.
+    for (left, expected) in [("8 days 1 hour", 0), ("7 days 23 hours", 1), ("2 days 1 hour", 1), ("1 day 23 hours", 2)]
+    {
         let sql = format!(
             "UPDATE holds SET expires_at = now() + interval '{left}', published_at = now() - interval '20 days' WHERE id = $1"
         );

@@ -240,6 +240,12 @@ async fn downgrade(world: &World) -> Result<()> {
     let by_hand = json!({"slug": tenant.slug, "execution": "manual:test"});
     let answer = world.invoke("report-plan-fit", &by_hand).await?.map_err(|error| anyhow::anyhow!("{error:?}"))?;
     ensure!(answer["fits"] == false && answer["does_not_fit"][0] == misfits[0], "{answer}");
+    // Of seats, those that are taken are enforced, and may be more than its own tables have users.
+    let sql =
+        "INSERT INTO seats (tenant_id, user_id, actor) SELECT $1, 'user ' || n, 'test' FROM generate_series(1, 50) n";
+    registry.execute(sql, &[&tenant.id.0]).await?;
+    let answer = world.invoke("report-plan-fit", &by_hand).await?.map_err(|error| anyhow::anyhow!("{error:?}"))?;
+    ensure!(answer["does_not_fit"][0]["used"].as_i64().is_some_and(|used| used >= 50), "{answer}");
     let sql = "SELECT count(*) FROM audit WHERE tenant_id = $1 AND action = 'plan fit'";
     ensure!(registry.query_one(sql, &[&tenant.id.0]).await?.get::<_, i64>(0) == 1);
     Ok(())
@@ -285,6 +291,9 @@ async fn at_once(world: &World) -> Result<()> {
     let told = told(world, tenant.id).await?;
     let steps: Vec<_> = told.iter().map(|detail| (detail["from"].as_str(), detail["to"].as_str())).collect();
     ensure!(steps == [(Some("starter"), Some("growth")), (Some("growth"), Some("enterprise"))], "{steps:?}");
+    let sql = "SELECT deletion_protection FROM tenants WHERE id = $1";
+    let protected = world.registry().await?.query_one(sql, &[&tenant.id.0]).await?.get::<_, bool>(0);
+    ensure!(protected, "an enterprise tenant can be deleted by mistake");
     Ok(())
 }
 

@@ -7,21 +7,23 @@ use aws_sdk_sfn::types::ExecutionStatus;
 use futures::future::try_join_all;
 use serde_json::json;
 use tenantry_core::resource::Inspection;
-use tenantry_core::tenant::Status;
+use tenantry_core::tenant::{Status, Tenant};
+use tenantry_local::execution;
 use tenantry_local::proxy::{System, Verdict};
 use tokio::time::sleep;
 
 use crate::compensation::{paid, unpaid};
-use crate::faults::{Target, marks};
-use crate::machine::sign_up;
+use crate::faults::{Injected, Target, marks};
+use crate::machine::{failed_attempts, sign_up};
+use crate::offboarding::status_of;
 use crate::provisioning::all_are;
 use crate::world::{Case, World};
 
 pub const CASES: &[(&str, Case)] = &[
     ("a_request_delivered_a_hundred_times_makes_one_tenant", |world| Box::pin(hundred(world))),
     ("of_two_that_want_one_slug_one_wins_and_the_other_touches_nothing", |world| Box::pin(collision(world))),
-    ("a_suspension_during_provisioning_is_applied_after_it", |world| Box::pin(suspended(world, "policy_violation"))),
-    ("a_deletion_asked_for_during_provisioning_waits_for_its_end", |world| Box::pin(suspended(world, "offboarding"))),
+    ("a_suspension_during_provisioning_is_applied_after_it", |world| Box::pin(suspended(world))),
+    ("a_deletion_asked_for_during_provisioning_waits_for_its_end", |world| Box::pin(erased(world))),
     ("a_new_execution_goes_on_after_the_last_completed_step", |world| Box::pin(resumed(world))),
 ];
 
@@ -72,9 +74,9 @@ fn making_the_namespace() -> Target {
     Target { system: System::Kubernetes, function: "", holds: "POST /api/v1/namespaces?" }
 }
 
-async fn suspended(world: &World, reason: &str) -> Result<()> {
-    let (request, tenant) = unpaid(world, "suspended").await?;
-    // It stands in mid-way for as long as the call hangs.
+/// A tenant whose provisioning stands in mid-way, for as long as the call hangs, and its execution.
+async fn in_mid_way(world: &World, stem: &str) -> Result<(Tenant, Injected, String)> {
+    let (request, tenant) = unpaid(world, stem).await?;
     let hanging =
         world.faults.inject(making_the_namespace(), marks(tenant.id, tenant.slug.as_str()), Verdict::Hang, 1_000_000);
     let arn = world.start(&paid(&request)).await?;
@@ -83,9 +85,52 @@ async fn suspended(world: &World, reason: &str) -> Result<()> {
         ensure!(begun.elapsed() < PATIENCE, "CreateNamespace did not begin");
         sleep(Duration::from_millis(50)).await;
     }
+    Ok((tenant, hanging, arn))
+}
+
+/// The statuses that a tenant had.
+async fn moves(world: &World, tenant: &Tenant) -> Result<String> {
+    let sql =
+        "SELECT string_agg(detail ->> 'to', ' ' ORDER BY id) FROM audit WHERE tenant_id = $1 AND action = 'status'";
+    Ok(world.registry().await?.query_one(sql, &[&tenant.id.0]).await?.get(0))
+}
+
+/// The request waits, however long the provisioning takes; then the tenant is deleted by it, and nothing was interleaved.
+async fn erased(world: &World) -> Result<()> {
+    let (tenant, hanging, arn) = in_mid_way(world, "erased").await?;
+    let request = json!({
+        "tenant_id": tenant.id, "reason": "data_protection_law", "actor": "ops:test",
+        "erasure": {"confirm_slug": tenant.slug, "ticket": "DSR-20"},
+    });
+    let leaving = world.start_machine("OffboardTenantMachine", &request).await?;
+    let machines = aws_sdk_sfn::Client::new(&world.env.aws);
+    let begun = Instant::now();
+    while failed_attempts(&execution::history(&machines, &leaving).await?) != ["NotReady"; 3] {
+        ensure!(begun.elapsed() < PATIENCE, "it does not wait: {:?}", status_of(world, &leaving).await?);
+        sleep(Duration::from_millis(100)).await;
+    }
+    ensure!(
+        world.record(tenant.slug.as_str()).await?.tenant.status == Status::Provisioning,
+        "it was applied in mid-way"
+    );
+    drop(hanging);
+    let outcome = world.finish(&arn).await?.succeeded()?;
+    ensure!(outcome.times("CloseProvisioning") == 1, "{:?}", outcome.states);
+    world.finish(&leaving).await?.succeeded()?;
+    while world.record(tenant.slug.as_str()).await?.tenant.status != Status::Deprovisioned {
+        ensure!(begun.elapsed() < PATIENCE, "it is not deleted: {}", moves(world, &tenant).await?);
+        sleep(Duration::from_millis(300)).await;
+    }
+    let moves = moves(world, &tenant).await?;
+    ensure!(moves == "pending provisioning active suspended deprovisioned", "{moves}");
+    Ok(())
+}
+
+async fn suspended(world: &World) -> Result<()> {
+    let (tenant, hanging, arn) = in_mid_way(world, "suspended").await?;
     let registry = world.registry().await?;
-    let sql = "INSERT INTO suspensions (tenant_id, reason, actor) VALUES ($1, $2, 'manual:test')";
-    registry.execute(sql, &[&tenant.id.0, &reason]).await?;
+    let sql = "INSERT INTO suspensions (tenant_id, reason, actor) VALUES ($1, 'policy_violation', 'manual:test')";
+    registry.execute(sql, &[&tenant.id.0]).await?;
     ensure!(
         world.record(tenant.slug.as_str()).await?.tenant.status == Status::Provisioning,
         "it was applied in mid-way"
@@ -95,9 +140,7 @@ async fn suspended(world: &World, reason: &str) -> Result<()> {
     ensure!(outcome.times("CloseProvisioning") == 1, "{:?}", outcome.states);
     let record = world.record(tenant.slug.as_str()).await?;
     ensure!(record.tenant.status == Status::Suspended && record.execution.is_none(), "{}", record.tenant.status);
-    let sql =
-        "SELECT string_agg(detail ->> 'to', ' ' ORDER BY id) FROM audit WHERE tenant_id = $1 AND action = 'status'";
-    let moves: String = registry.query_one(sql, &[&tenant.id.0]).await?.get(0);
+    let moves = moves(world, &tenant).await?;
     ensure!(moves == "pending provisioning active suspended", "{moves}");
     Ok(())
 }

@@ -1,13 +1,14 @@
 //! What the sweep for the stuck finds: ended executions that hold a tenant, attempts that are due, sign-ups never paid for; and
 //! what is refused before anything is made.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use tenantry_core::error::StepError;
 use tenantry_core::registry::fence::{self, Failure};
-use tenantry_core::registry::signup;
+use tenantry_core::registry::{retries, signup};
 use tenantry_core::request::SignUp;
 use tenantry_core::resource::Inspection;
 use tenantry_core::step::Step;
@@ -23,6 +24,7 @@ use crate::world::{Case, World};
 
 pub const CASES: &[(&str, Case)] = &[
     ("a_tenant_whose_execution_vanished_is_resumed", |world| Box::pin(vanished(world))),
+    ("who_is_held_for_long_keeps_nobody_from_being_looked_at", |world| Box::pin(pages(world))),
     ("what_may_pass_is_tried_again_three_times_with_growing_pauses", |world| Box::pin(pauses(world))),
     ("an_attempt_that_is_due_is_made", |world| Box::pin(due(world))),
     ("a_sign_up_that_is_never_paid_for_expires_and_its_slug_is_free", |world| Box::pin(expired(world))),
@@ -69,6 +71,29 @@ async fn vanished(world: &World) -> Result<()> {
     let takeovers: i64 = world.registry().await?.query_one(sql, &[&tenant.id.0]).await?.get(0);
     ensure!(takeovers == 1, "{takeovers} takeovers");
     Ok(())
+}
+
+/// More tenants than are read at once, all held since the same moment; nobody else sees them.
+async fn pages(world: &World) -> Result<()> {
+    let mut registry = world.registry().await?;
+    let transaction = registry.transaction().await?;
+    let sql = "INSERT INTO tenants (slug, execution, execution_since)
+               SELECT $1 || '-' || n, 'nobody', now() - interval '1 day' FROM generate_series(1, 120) n RETURNING id";
+    let rows = transaction.query(sql, &[&world.fresh_slug("page")]).await?;
+    let mut missing: BTreeSet<Uuid> = rows.iter().map(|row| row.get(0)).collect();
+    let mut last = None;
+    loop {
+        let page = retries::held(&transaction, 60.0, last.as_ref()).await?;
+        for held in page.iter().filter(|held| held.execution == "nobody") {
+            ensure!(missing.remove(&held.tenant.0), "{} is read twice", held.tenant);
+        }
+        last = page.into_iter().next_back();
+        if last.is_none() {
+            break;
+        }
+    }
+    ensure!(missing.is_empty(), "{} of 120 are never looked at", missing.len());
+    Ok(transaction.rollback().await?)
 }
 
 /// Seconds until the next attempt, as released after a failure.

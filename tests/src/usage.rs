@@ -16,6 +16,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("eighty_percent_and_all_of_a_quota_are_told_exactly_once", |world| Box::pin(told_once(world))),
     ("what_is_kept_never_falls_and_can_be_read", |world| Box::pin(kept(world))),
     ("the_next_cycle_is_warned_of_again", |world| Box::pin(next_cycle(world))),
+    ("a_cycle_that_is_over_is_not_told_by_the_quota_of_now", |world| Box::pin(smaller_quota(world))),
     ("what_is_held_is_carried_over_into_the_next_cycle", |world| Box::pin(carried_over(world))),
     ("an_override_is_set_and_removed_without_sql", |world| Box::pin(overrides(world))),
     ("usage_of_a_tenant_that_was_never_in_service_cannot_be_read", |world| Box::pin(no_cycles(world))),
@@ -125,6 +126,26 @@ async fn next_cycle(world: &World) -> Result<()> {
     let told = events(world, &tenant).await?;
     ensure!(types(&told) == ["tenant.quota_warning"; 2], "{told:?}");
     ensure!(told[0].1["cycle_start"] != told[1].1["cycle_start"], "{told:?}");
+    Ok(())
+}
+
+/// Of the cycle before, 95 calls were counted, and since it ended the quota is 100.
+async fn smaller_quota(world: &World) -> Result<()> {
+    let tenant = in_service(world).await?;
+    grant(world, &tenant, 100).await?;
+    calls(world, &tenant, 1).await?;
+    let registry = world.registry().await?;
+    let sql = "SELECT boundaries[1] FROM gate.tenants WHERE id = $1";
+    let before: i64 = registry.query_one(sql, &[&tenant.id.0]).await?.get(0);
+    let mut redis = redis::Client::open(world.export("REDIS_URL")?)?.get_multiplexed_async_connection().await?;
+    let (usage, cycle) = (format!("usage:{{{}}}", tenant.slug), format!("calls:{before}"));
+    redis::AsyncCommands::hset::<_, _, _, ()>(&mut redis, usage, cycle, 95).await?;
+    reconcile(world).await?;
+    ensure!(events(world, &tenant).await?.is_empty(), "{:?}", events(world, &tenant).await?);
+    // They are kept all the same, to be billed.
+    let sql = "SELECT max(api_calls) FROM usage_cycles WHERE tenant_id = $1 AND cycle_end <= now()";
+    let kept: Option<i64> = registry.query_one(sql, &[&tenant.id.0]).await?.get(0);
+    ensure!(kept == Some(95), "{kept:?}");
     Ok(())
 }
 

@@ -125,6 +125,8 @@ pub struct StepCall {
     pub compensate: bool,
     /// What the machine caught, for the steps that handle failures.
     pub failure: Option<Failure>,
+    /// Why nobody could look what was left after that.
+    pub unseen: Option<Failure>,
 }
 
 /// A request to suspend a tenant, or to lift a suspension: what the machines are started with, and who carries it out.
@@ -486,11 +488,17 @@ impl StepCall {
             Some("compensate") => Ok(true),
             _ => Err("must be provision or compensate"),
         });
-        let failure = fields.optional("error", caught);
+        let error = fields.optional("error", |value| {
+            // ReleaseTenant's own failure lies within the one that it was to release the tenant after.
+            let unseen = value.get("release").map(caught).transpose();
+            caught(value).and_then(|failure| Ok((failure, unseen?)))
+        });
         let problems = fields.finish();
-        match (tenant, actor, intent, failure) {
-            (Some(tenant), Some(actor), Some(intent), Some(failure)) if problems.is_empty() => {
-                Ok(StepCall { tenant, actor, compensate: intent.unwrap_or_default(), failure })
+        match (tenant, actor, intent, error) {
+            (Some(tenant), Some(actor), Some(intent), Some(error)) if problems.is_empty() => {
+                let (failure, unseen) = error.unzip();
+                let unseen = unseen.flatten();
+                Ok(StepCall { tenant, actor, compensate: intent.unwrap_or_default(), failure, unseen })
             }
             _ => Err(StepError::InvalidRequest(problems)),
         }
@@ -804,6 +812,19 @@ mod tests {
         });
         let call = StepCall::parse(&input).expect("valid");
         assert_eq!(call.failure, Some(Failure { error: "Denied".into(), message: "not permitted: x".into() }));
+        assert_eq!(call.unseen, None);
+    }
+
+    #[test]
+    fn a_failed_release_leaves_the_first_error_as_it_is() {
+        let input = json!({
+            "slug": "acme",
+            "execution": "manual:ada",
+            "error": {"Error": "Denied", "Cause": "no", "release": {"Error": "Transient", "Cause": "not yet"}},
+        });
+        let call = StepCall::parse(&input).expect("valid");
+        assert_eq!(call.failure, Some(Failure { error: "Denied".into(), message: "no".into() }));
+        assert_eq!(call.unseen, Some(Failure { error: "Transient".into(), message: "not yet".into() }));
     }
 
     #[test]

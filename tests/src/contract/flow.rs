@@ -291,12 +291,13 @@ pub(super) const FAILURES_GO_WHERE_THEY_BELONG: Rule = Rule {
         for (name, asked, why) in after.chain([
             (PIVOT, CONFIRM, "nobody knows yet on which side of the pivot the tenant is"),
             (CONFIRM, "ProvisioningInterrupted", "the registry itself could not be told"),
-            (RELEASE, FLAG, "nobody knows what is left"),
+            (RELEASE, FLAG, "nobody knows what is left, and why all was undone stays the reason"),
             (FLAG, "ProvisioningInterrupted", "the registry itself could not be told"),
         ]) {
             let last = each(&states[name]["Catch"]).last().unwrap_or(&Value::Null);
-            if last["Next"] != asked || last["ResultPath"] != "$.error" {
-                broken.push(format!("{name}: the last Catch must lead to {asked} with $.error: {why}"));
+            let path = if name == RELEASE { "$.error.release" } else { "$.error" };
+            if last["Next"] != asked || last["ResultPath"] != path {
+                broken.push(format!("{name}: the last Catch must lead to {asked} with {path}: {why}"));
             }
         }
         let succeeds = |name: &&str| states[*name]["End"] == true || states[*name]["Type"] == "Succeed";
@@ -325,6 +326,9 @@ pub(super) const FAILURES_GO_WHERE_THEY_BELONG: Rule = Rule {
             contract.state("IsActive")["Choices"][0]["Next"] = json!("RemoveConfig");
         }),
         ("a release that repeats itself", |contract| contract.state(RELEASE)["Catch"][1]["Next"] = json!(RELEASE)),
+        ("a release that forgets why", |contract| {
+            contract.state(RELEASE)["Catch"][1]["ResultPath"] = json!("$.error");
+        }),
         ("a failure that looks like success", |contract| contract.state(RELEASE)["Next"] = json!("NothingToDo")),
     ],
 };

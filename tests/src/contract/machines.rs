@@ -134,9 +134,9 @@ pub(super) const ERRORS_ARE_KNOWN: Rule = Rule {
     ],
 };
 
-/// The states that wait for an RDS instance, which takes 5 to 10 minutes, and those that go on call by call through a bucket or
-/// the parts of an export.
-const WAITING: &[&str] = &["CreateDatabase", "RemoveDatabase", "PlanExport", "FinishExport"];
+/// The states that wait for an RDS instance, which takes 5 to 10 minutes, those that go on call by call through a bucket or the
+/// parts of an export, and the one that waits for the end of a tenant's provisioning.
+const WAITING: &[&str] = &["CreateDatabase", "RemoveDatabase", "PlanExport", "FinishExport", "BeginOffboarding"];
 /// The state whose function may outlast a takeover: what it writes counts only where it still may act, which it looks at when
 /// it has written it.
 const OUTLASTING: (&str, Duration) = ("ExportPart", PART_TIMEOUT);

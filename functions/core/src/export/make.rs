@@ -14,7 +14,8 @@ use crate::registry::fence::Actor;
 use crate::tenant::Tenant;
 
 impl Exporter {
-    /// Makes a part, unless it is there as it was made before.
+    /// Makes a part, unless it is there as it was made before. Of an export that is gone on with after half a day, it is made anew:
+    /// the bucket deletes each file so many days after it was made, and the link is good for nearly as many.
     ///
     /// # Errors
     /// `Conflict` for a part that was not planned, or an object that changed; `Transient` when a stream broke off.
@@ -30,7 +31,8 @@ impl Exporter {
             )));
         };
         let answer = |outcome: &str| Ok(json!({ "part": number, "outcome": outcome }));
-        if self.is_there(tenant, &export, &part).await? {
+        let anew = part.aged && export.state == State::Exporting;
+        if !anew && self.is_there(tenant, &export, &part).await? {
             return answer("done before");
         }
         if export.state == State::Finished {

@@ -15,12 +15,14 @@ pub struct Part {
     pub made: Option<Uploaded>,
     /// Whether it was found as it was made, and what it was made of unchanged.
     pub verified: bool,
+    /// Whether it was made so long ago that the bucket deletes it before a link of today ends.
+    pub aged: bool,
 }
 
 impl Part {
     /// A part that is to be planned.
     pub(crate) fn new(name: String, bounds: Bounds) -> Self {
-        Part { number: 0, name, bounds, made: None, verified: false }
+        Part { number: 0, name, bounds, made: None, verified: false, aged: false }
     }
 }
 

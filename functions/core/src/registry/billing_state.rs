@@ -49,14 +49,27 @@ pub async fn lock(transaction: &Transaction<'_>, tenant: TenantId) -> Result<(),
     Ok(())
 }
 
-/// Makes a subscription the tenant's own, if it has none yet.
+/// Makes a subscription the tenant's own, if it has none yet, and this is not one that it had and left.
 ///
 /// # Errors
 /// When the registry cannot be written.
 pub async fn claim(transaction: &Transaction<'_>, tenant: TenantId, account: &Account) -> Result<(), StepError> {
     let sql = "UPDATE billing_accounts SET subscription = $3
-               WHERE tenant_id = $1 AND customer = $2 AND subscription IS NULL";
+               WHERE tenant_id = $1 AND customer = $2 AND subscription IS NULL AND cancelled_by_us IS DISTINCT FROM $3";
     transaction.execute(sql, &[&tenant.0, &account.customer, &account.subscription]).await?;
+    Ok(())
+}
+
+/// Forgets a subscription that billing said is over, of a tenant that came back: the next event names another one, and a late
+/// event of this one is nobody's. Again changes nothing.
+///
+/// # Errors
+/// When the registry cannot be written.
+pub async fn forget_over(client: &impl GenericClient, tenant: TenantId) -> Result<(), StepError> {
+    let sql = "UPDATE billing_accounts SET cancelled_by_us = subscription, subscription = NULL
+               WHERE tenant_id = $1 AND standing = ANY($2)";
+    let over = [Standing::Cancelled.as_str(), Standing::Lapsed.as_str()];
+    client.execute(sql, &[&tenant.0, &over.as_slice()]).await?;
     Ok(())
 }
 

@@ -210,7 +210,8 @@ pub async fn part_of(client: &impl GenericClient, export: Uuid, number: i32) -> 
 }
 
 const PART: &str =
-    "number, kind, name, source, bounds, bytes, items, sha256, etag, listing, verified_at IS NOT NULL AS verified";
+    "number, kind, name, source, bounds, bytes, items, sha256, etag, listing, verified_at IS NOT NULL AS verified,
+    coalesce(done_at < now() - interval '12 hours', false) AS aged";
 
 fn part(row: &Row) -> Result<Part, StepError> {
     let bounds: Option<serde_json::Value> = row.try_get("bounds")?;
@@ -235,6 +236,7 @@ fn part(row: &Row) -> Result<Part, StepError> {
         bounds,
         made,
         verified: row.try_get("verified")?,
+        aged: row.try_get("aged")?,
     })
 }
 
@@ -396,7 +398,8 @@ pub async fn open_link(
 ) -> Result<(), StepError> {
     let sql = "WITH opened AS (
                    UPDATE exports SET generation = $2, token_hash = $3, revoked_at = NULL,
-                          link_expires_at = least(now(), finished_at + interval '12 hours') + make_interval(secs => $4)
+                          link_expires_at = least(now(), (SELECT min(done_at) FROM export_parts WHERE export_id = $1)
+                                                       + interval '12 hours') + make_interval(secs => $4)
                    WHERE id = $1 AND generation = $2 - 1 AND state = 'finished' RETURNING id, tenant_id)
                INSERT INTO audit (tenant_id, actor, action, detail)
                SELECT tenant_id, $5, 'export link published', jsonb_build_object('export', id, 'generation', $2)

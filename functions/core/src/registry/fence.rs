@@ -355,6 +355,42 @@ pub async fn release(
     leftovers: &[&str],
     pauses: &[f64],
 ) -> Result<(), StepError> {
+    let left = leftovers.join(", ");
+    let reason = (!left.is_empty())
+        .then(|| format!("compensation after {} could not remove: {left} ({})", failure.error, failure.message));
+    let flag = reason.map(|reason| (reason, serde_json::json!({ "left_over": leftovers })));
+    end_attempt(client, tenant, execution, failure, flag, pauses).await
+}
+
+/// As [`release`], where nobody could look what is left, which `unseen` says: the tenant needs an operator, and what it failed on
+/// first stays its failure. Again is a no-op.
+///
+/// # Errors
+/// `Superseded` when another execution holds the tenant.
+pub async fn release_unseen(
+    client: &mut Client,
+    tenant: TenantId,
+    execution: &str,
+    failure: &Failure,
+    unseen: &Failure,
+) -> Result<(), StepError> {
+    let reason = format!(
+        "nobody could look what compensation after {} left: {}: {} ({})",
+        failure.error, unseen.error, unseen.message, failure.message
+    );
+    let detail = serde_json::json!({ "error": unseen.error });
+    end_attempt(client, tenant, execution, failure, Some((reason, detail)), &[]).await
+}
+
+/// `flag` is why an operator is needed, with what the audit trail keeps of it.
+async fn end_attempt(
+    client: &mut Client,
+    tenant: TenantId,
+    execution: &str,
+    failure: &Failure,
+    flag: Option<(String, serde_json::Value)>,
+    pauses: &[f64],
+) -> Result<(), StepError> {
     let transaction = client.transaction().await?;
     audit::act_as(&transaction, execution).await?;
     let record = read_for_update(&transaction, tenant).await?;
@@ -363,9 +399,7 @@ pub async fn release(
     }
     check(&record, &Actor::Execution(execution.to_owned()), &[Status::Provisioning])?;
     let unfinished = journal::unfinished(&transaction, tenant).await?;
-    let left = leftovers.join(", ");
-    let reason = (!left.is_empty())
-        .then(|| format!("compensation after {} could not remove: {left} ({})", failure.error, failure.message));
+    let (reason, audited) = flag.unzip();
     // A step that was noted under this fence is the one that failed, although its undo has been journaled since.
     let row = transaction
         .query_one(
@@ -386,14 +420,13 @@ pub async fn release(
             ],
         )
         .await?;
-    if reason.is_some() {
-        let detail = serde_json::json!({ "left_over": leftovers });
-        audit::record(&transaction, tenant, execution, "needs_operator", &detail).await?;
+    if let Some(audited) = audited {
+        audit::record(&transaction, tenant, execution, "needs_operator", &audited).await?;
     }
     let failed_step: Option<String> = row.try_get(0)?;
     let detail = serde_json::json!({
         "slug": record.tenant.slug, "plan": record.tenant.plan, "region": record.tenant.region,
-        "failed_step": failed_step, "error": failure.error, "clean": leftovers.is_empty(),
+        "failed_step": failed_step, "error": failure.error, "clean": reason.is_none(),
     });
     outbox::enqueue(&transaction, tenant, "tenant.provisioning_failed", detail).await?;
     transaction.commit().await?;

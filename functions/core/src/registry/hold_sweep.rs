@@ -86,17 +86,18 @@ fn read(row: &Row) -> Result<Due, StepError> {
 }
 
 /// Takes the next owner to be reminded, who stays locked for other sweeps until the transaction ends: seven days before the
-/// deletion, and a day before it. Where the hold itself is no longer than that, there is nothing to be reminded of.
+/// deletion, and a day before it. The sweep comes once a day, so what is due before the next one is sent now: nobody has less time
+/// than that. Where the hold itself is no longer, there is nothing to be reminded of.
 ///
 /// # Errors
 /// When the registry cannot be read.
 pub async fn reminder(transaction: &Transaction<'_>, after: i64) -> Result<Option<Reminder>, StepError> {
     let sql = "SELECT id, tenant_id, expires_at FROM holds
                WHERE state = 'held' AND expires_at > now() AND id > $1
-                 AND (day_reminded_at IS NULL AND expires_at <= now() + interval '1 day'
-                         AND expires_at > published_at + interval '1 day'
-                      OR week_reminded_at IS NULL AND expires_at <= now() + interval '7 days'
-                         AND expires_at > published_at + interval '7 days')
+                 AND (day_reminded_at IS NULL AND expires_at <= now() + interval '2 days'
+                         AND expires_at > published_at + interval '2 days'
+                      OR week_reminded_at IS NULL AND expires_at <= now() + interval '8 days'
+                         AND expires_at > published_at + interval '8 days')
                ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED";
     let row = transaction.query_opt(sql, &[&after]).await?;
     row.map(|row| {
@@ -115,7 +116,7 @@ pub async fn reminder(transaction: &Transaction<'_>, after: i64) -> Result<Optio
 /// When the registry cannot be written.
 pub async fn reminded(transaction: &Transaction<'_>, reminder: &Reminder) -> Result<(), StepError> {
     let sql = "UPDATE holds SET week_reminded_at = coalesce(week_reminded_at, now()),
-                      day_reminded_at = CASE WHEN expires_at <= now() + interval '1 day' THEN now() ELSE day_reminded_at END
+                      day_reminded_at = CASE WHEN expires_at <= now() + interval '2 days' THEN now() ELSE day_reminded_at END
                WHERE id = $1";
     transaction.execute(sql, &[&reminder.hold]).await?;
     Ok(())

@@ -236,6 +236,16 @@ pub async fn begin_deletion(client: &Client, tenant: TenantId, execution: &str) 
     }
 }
 
+/// How long ago, in seconds, a hold was last cancelled whose export was not finished: functions may be writing it still.
+///
+/// # Errors
+/// When the registry cannot be read.
+pub async fn export_broken_off(client: &Client, tenant: TenantId) -> Result<Option<f64>, StepError> {
+    let sql = "SELECT extract(epoch FROM now() - max(ended_at))::float8 FROM holds
+               WHERE tenant_id = $1 AND state = 'cancelled' AND kind = 'offboarding' AND published_at IS NULL";
+    Ok(client.query_one(sql, &[&tenant.0]).await?.try_get(0)?)
+}
+
 /// Hands an open hold on from an execution that has ended. False when it is not that one's.
 ///
 /// # Errors

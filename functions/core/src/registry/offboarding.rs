@@ -40,7 +40,8 @@ pub enum Return {
 ///
 /// # Errors
 /// `Conflict` for a tenant that was never in service, is gone, or is protected; `InvalidRequest` for an erasure that does not
-/// name the slug, or a departure without a reason; `Transient` while it is being provisioned, or a person runs a step by hand.
+/// name the slug, or a departure without a reason; `NotReady` while it is being provisioned, or that is to be tried again;
+/// `Transient` while a person runs a step by hand.
 pub async fn begin(
     client: &mut Client,
     tenant: TenantId,
@@ -50,16 +51,23 @@ pub async fn begin(
     let transaction = client.transaction().await?;
     audit::act_as(&transaction, &leaving.actor).await?;
     let record = read_for_update(&transaction, tenant).await?;
-    refuse_unfit(&record, leaving)?;
+    refuse_unfit(&transaction, &record, leaving).await?;
     let open = holds::open_hold(&transaction, tenant).await?;
     if open.as_ref().is_some_and(|hold| hold.state == State::Deleting) {
         return Ok(Departure::Deleting);
     }
-    if let Some(holder) = fence::take(&transaction, &record, execution, IN_SERVICE).await? {
+    // Who asks for erasure need not wait for the end of an export or a hold. The fence goes over at once, so that whatever the
+    // hold's own execution still starts is refused.
+    let replaced = open.as_ref().filter(|hold| leaving.is_at_once() && !hold.is_at_once());
+    if let Some(hold) = replaced
+        && hold.execution == record.execution
+    {
+        fence::refuse_while_manual(&transaction, tenant).await?;
+        fence::put(&transaction, tenant, execution).await?;
+    } else if let Some(holder) = fence::take(&transaction, &record, execution, IN_SERVICE).await? {
         return Ok(Departure::HeldBy(holder));
     }
     let hold = match open {
-        // Who asks for erasure while the hold runs need not wait for its end.
         Some(hold) if leaving.is_at_once() && !hold.is_at_once() => {
             refuse_protected(&transaction, &record).await?;
             holds::cancel(&transaction, tenant).await?;
@@ -129,15 +137,14 @@ fn refused(field: &str, rule: String) -> StepError {
     StepError::InvalidRequest(vec![Problem { field: format!("request.{field}"), rule }])
 }
 
-fn refuse_unfit(record: &Record, leaving: &Leaving) -> Result<(), StepError> {
+async fn refuse_unfit(transaction: &Transaction<'_>, record: &Record, leaving: &Leaving) -> Result<(), StepError> {
     let Tenant { id, slug, status, .. } = &record.tenant;
     match status {
         Status::Active | Status::Suspended => {}
         Status::Deprovisioned => return Err(StepError::Conflict(format!("tenant {slug} ({id}) is gone already"))),
-        Status::Provisioning => {
-            return Err(StepError::Transient(format!(
-                "tenant {slug} ({id}) is being provisioned: it leaves afterwards"
-            )));
+        Status::Provisioning => return Err(not_yet(&record.tenant, "is being provisioned")),
+        Status::Pending if is_tried_again(transaction, *id).await? => {
+            return Err(not_yet(&record.tenant, "was not provisioned, which is tried again"));
         }
         Status::Pending => {
             return Err(StepError::Conflict(format!(
@@ -152,6 +159,17 @@ fn refuse_unfit(record: &Record, leaving: &Leaving) -> Result<(), StepError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Whether the sweep is to provision a tenant whose attempt failed once more.
+async fn is_tried_again(transaction: &Transaction<'_>, tenant: TenantId) -> Result<bool, StepError> {
+    let sql = "SELECT retry_at IS NOT NULL FROM tenants WHERE id = $1";
+    Ok(transaction.query_one(sql, &[&tenant.0]).await?.try_get(0)?)
+}
+
+/// It leaves when it is in service; the machine's retries wait for that.
+fn not_yet(tenant: &Tenant, why: &str) -> StepError {
+    StepError::NotReady(format!("tenant {} ({}) {why}: it leaves afterwards", tenant.slug, tenant.id))
 }
 
 async fn refuse_protected(transaction: &Transaction<'_>, record: &Record) -> Result<(), StepError> {

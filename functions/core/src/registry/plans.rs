@@ -88,7 +88,10 @@ pub async fn begin(client: &mut Client, tenant: TenantId, execution: &str, wish:
         unfinished => insert(&transaction, &record, unfinished, to, wish).await?,
     };
     if record.tenant.plan != to {
-        let sql = "UPDATE tenants SET plan = $2::text::plan WHERE id = $1";
+        // An enterprise tenant is protected from deletion until an operator lifts that, whichever way it came to be one.
+        let sql =
+            "UPDATE tenants SET plan = $2::text::plan, deletion_protection = deletion_protection OR $2 = 'enterprise'
+                   WHERE id = $1";
         transaction.execute(sql, &[&tenant.0, &to.as_str()]).await?;
         // What it holds may be more than the new plan grants, or no longer be: both are told at once.
         let changed = read(&transaction, &Selector::Id(tenant)).await?.tenant;

@@ -1,13 +1,15 @@
 //! What the sweep for the stuck looks for, by the database's clock: tenants that an ended execution still holds, tenants whose
 //! next attempt is due, tenants that were paid for and never begun, sign-ups that were never paid for.
 
-use tokio_postgres::{Client, Row};
+use time::OffsetDateTime;
+use tokio_postgres::{Client, GenericClient, Row};
 
 use super::audit;
 use crate::error::StepError;
 use crate::tenant::TenantId;
 
-/// The most tenants that one sweep takes of each kind: what is left is the next sweep's.
+/// The most tenants that one sweep takes of each kind: what is left is the next sweep's. Of tenants that are held, as many are
+/// read at once.
 const BATCH: i64 = 50;
 /// How long after its payment a tenant that nobody has begun counts as forgotten, in seconds: longer than an event takes.
 const FORGOTTEN_SECONDS: f64 = 600.0;
@@ -21,15 +23,32 @@ pub struct Due {
     pub retry: i32,
 }
 
-/// Tenants that an execution has held for longer than `seconds`, with the execution, the longest held first.
+/// A tenant that an execution holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The execution.
+    pub execution: String,
+    /// Since when.
+    pub since: OffsetDateTime,
+}
+
+/// Some of the tenants that an execution has held for longer than `seconds`, the longest held first: those that come after one
+/// that was read before.
 ///
 /// # Errors
 /// When the registry cannot be read.
-pub async fn held(client: &Client, seconds: f64) -> Result<Vec<(TenantId, String)>, StepError> {
-    let sql = "SELECT id, execution FROM tenants WHERE execution_since < now() - make_interval(secs => $1)
-               ORDER BY execution_since LIMIT $2";
-    let rows = client.query(sql, &[&seconds, &BATCH]).await?;
-    rows.iter().map(|row| Ok((TenantId(row.try_get(0)?), row.try_get(1)?))).collect()
+pub async fn held(client: &impl GenericClient, seconds: f64, after: Option<&Held>) -> Result<Vec<Held>, StepError> {
+    let sql = "SELECT id, execution, execution_since FROM tenants
+               WHERE execution_since < now() - make_interval(secs => $1)
+                 AND ($3::timestamptz IS NULL OR (execution_since, id) > ($3, $4))
+               ORDER BY execution_since, id LIMIT $2";
+    let (since, id) = (after.map(|held| held.since), after.map(|held| held.tenant.0));
+    let rows = client.query(sql, &[&seconds, &BATCH, &since, &id]).await?;
+    let read =
+        |row: &Row| Ok(Held { tenant: TenantId(row.try_get(0)?), execution: row.try_get(1)?, since: row.try_get(2)? });
+    rows.iter().map(read).collect()
 }
 
 /// Tenants whose next attempt is due, and those that were paid for and forgotten.

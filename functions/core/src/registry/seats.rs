@@ -70,7 +70,10 @@ pub async fn release(
 }
 
 /// How many seats are taken.
-pub(super) async fn taken(client: &impl GenericClient, tenant: TenantId) -> Result<i64, StepError> {
+///
+/// # Errors
+/// When the registry cannot be read.
+pub async fn taken(client: &impl GenericClient, tenant: TenantId) -> Result<i64, StepError> {
     let row = client.query_one("SELECT count(*) FROM seats WHERE tenant_id = $1", &[&tenant.0]).await?;
     Ok(row.try_get(0)?)
 }

@@ -243,7 +243,10 @@ pub async fn remove_expired(client: &Client) -> Result<u64, StepError> {
 }
 
 /// Bytes that lie in a tenant's bucket, as far as the ledger knows.
-pub(super) async fn stored(client: &impl GenericClient, tenant: TenantId) -> Result<i64, StepError> {
+///
+/// # Errors
+/// When the registry cannot be read.
+pub async fn stored(client: &impl GenericClient, tenant: TenantId) -> Result<i64, StepError> {
     let sql = "SELECT coalesce((SELECT bytes FROM stored_bytes WHERE tenant_id = $1), 0)";
     Ok(client.query_one(sql, &[&tenant.0]).await?.try_get(0)?)
 }

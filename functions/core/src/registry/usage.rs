@@ -30,9 +30,11 @@ pub struct Counted {
     pub cycle_start: i64,
     /// The next cycle's first moment.
     pub cycle_end: i64,
+    /// Whether the cycle is not over, and has begun.
+    pub current: bool,
     /// Calls.
     pub calls: i64,
-    /// Calls that the cycle has.
+    /// Calls that a cycle has now.
     pub quota: i64,
 }
 
@@ -80,17 +82,18 @@ pub(super) async fn cycle(
     row.map(|row| Ok(Cycle { start: row.try_get(0)?, end: row.try_get(1)?, current: row.try_get(2)? })).transpose()
 }
 
-/// Keeps counted calls, and in the same transaction tells, once, who has reached 80 % or all of a quota. What is kept never
-/// falls. Returns how many notices are new.
+/// Keeps counted calls, and in the same transaction tells, once, who has reached 80 % or all of the current cycle's quota. What is
+/// kept never falls. Returns how many notices are new.
 ///
 /// # Errors
 /// When the registry cannot be written; then nothing is kept, and the next run does it.
 pub async fn keep(client: &mut Client, counted: &[Counted]) -> Result<usize, StepError> {
     let transaction = client.transaction().await?;
     let mut told = 0;
-    // Also where no call was counted since: the quota may have become smaller. A notice takes the tenant's row, and so comes
-    // before the cycle's, which is the order that everybody takes them in.
-    for count in counted {
+    // Also where no call was counted since: the quota may have become smaller. That of a cycle that is over was another, perhaps
+    // a larger one. A notice takes the tenant's row, and so comes before the cycle's, which is the order that everybody takes
+    // them in.
+    for count in counted.iter().filter(|count| count.current) {
         let balance = Balance { resource: Metered::ApiCalls, used: count.calls, quota: count.quota };
         let cycle = Cycle { start: moment(count.cycle_start)?, end: moment(count.cycle_end)?, current: true };
         told += notices::tell_reached(&transaction, count.tenant, balance, cycle).await?;

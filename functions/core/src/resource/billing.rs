@@ -17,7 +17,7 @@ use crate::registry::{billing_state, contacts};
 use crate::resource::{Inspection, Resource};
 use crate::stripe::{Stripe, marked};
 use crate::subscription::period_start;
-use crate::tenant::{OWNER_TAG, Tenant};
+use crate::tenant::{OWNER_TAG, Status, Tenant};
 
 /// How long an owner has to pay an invoice that is sent, in days.
 const DAYS_UNTIL_DUE: &str = "30";
@@ -82,7 +82,7 @@ impl Billing {
     }
 
     /// Ends what is left of the tenant's subscriptions and deletes its customers, and with them what Stripe keeps of its people. Gives
-    /// nothing back: offboarding has. An adopted customer stays. Returns how many were deleted; again finds none.
+    /// nothing back: [`Billing::cancel`] has. An adopted customer stays. Returns how many were deleted; again finds none.
     ///
     /// # Errors
     /// As Stripe answers.
@@ -251,6 +251,11 @@ impl Resource for Billing {
             for subscription in self.subscriptions(stripe, tenant, &customer).await? {
                 let id = text(&subscription, "id")?;
                 if !is_over(&subscription) {
+                    if account.subscription.is_none() {
+                        // Its making was never answered. Until it is forgotten, what it charged is not given back.
+                        billing::remember(&*self.registry.client().await?, tenant.id, &customer, Some(&id)).await?;
+                        billing::cancelling(&*self.registry.client().await?, tenant.id).await?;
+                    }
                     stripe.delete(&format!("/v1/subscriptions/{id}")).await?;
                 }
                 self.refund(stripe, tenant, &account, &id).await?;
@@ -267,9 +272,9 @@ impl Resource for Billing {
         let account = self.account(tenant).await?;
         let customers = self.customers(stripe, tenant, &account).await?;
         let live = self.live(stripe, tenant, &account).await?;
-        // Until it is forgotten: an adopted customer stays, and is not the tenant's.
+        // An adopted customer stays, and is not the tenant's: its subscription is, until it is forgotten.
         let left = account.cancelled_by_us_at.is_some() && account.subscription.is_some();
-        if live.is_empty() && (customers.is_empty() || account.adopted && !left) {
+        if live.is_empty() && (customers.is_empty() || account.adopted && account.subscription.is_none()) {
             return Ok(Inspection::Absent);
         }
         let mut drift = Vec::new();
@@ -281,9 +286,14 @@ impl Resource for Billing {
         if customers.len() > 1 {
             drift.push(format!("{} customers carry the tenant's id", customers.len()));
         }
-        match live.as_slice() {
-            [] => drift.push("no subscription".to_owned()),
-            [one] => {
+        let undone = matches!(tenant.status, Status::Pending | Status::Provisioning);
+        match (live.as_slice(), &account.subscription) {
+            // It is forgotten when the last refund is made.
+            ([], Some(over)) if undone => {
+                drift.push(format!("subscription {over} is over, and what it charged is not given back yet"));
+            }
+            ([], _) => drift.push("no subscription".to_owned()),
+            ([one], _) => {
                 let price = price_of(one);
                 if price != account.price {
                     drift.push(format!("subscription is to price {price}, not {}", account.price));
@@ -292,7 +302,7 @@ impl Resource for Billing {
                     drift.push("the registry remembers another subscription".to_owned());
                 }
             }
-            more => drift.push(format!("{} subscriptions are not cancelled", more.len())),
+            (more, _) => drift.push(format!("{} subscriptions are not cancelled", more.len())),
         }
         Ok(if drift.is_empty() { Inspection::Present } else { Inspection::Drifted(drift) })
     }

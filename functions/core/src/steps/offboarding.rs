@@ -12,12 +12,11 @@ use crate::error::{Problem, StepError};
 use crate::gate::Projector;
 use crate::postgres::Database;
 use crate::registry::fence::Actor;
-use crate::registry::holds::{self, Hold, State};
+use crate::registry::holds::{self, Hold, Kind, State};
 use crate::registry::offboarding::{self, Departure};
 use crate::registry::{self, Record};
 use crate::request::{HoldExtension, Leaving, ProtectionCall, StepCall};
 use crate::step::{Step, log_tenant};
-use crate::tenant::Status;
 
 /// Suspends a tenant that leaves, and opens its hold.
 pub struct BeginOffboarding {
@@ -56,10 +55,6 @@ impl BeginOffboarding {
 
     async fn begin(&self, record: &Record, execution: &str, leaving: &Leaving) -> Result<Departure, StepError> {
         let id = record.tenant.id;
-        if record.tenant.status == Status::Provisioning {
-            // Not taken over, though its holder may be dead: what provisions a tenant is resumed, and then it may leave.
-            return Err(StepError::Transient(format!("tenant {id} is being provisioned: it leaves afterwards")));
-        }
         take(id, || async {
             let mut client = self.registry.client().await?;
             let departure = offboarding::begin(&mut client, id, execution, leaving).await?;
@@ -103,6 +98,17 @@ impl Step for BeginOffboarding {
             Ok(json!({ "tenant_id": tenant.id, "decision": decision, "expires_at": expires_at }))
         };
         let open = holds::open_hold(&*self.registry.client().await?, tenant.id).await?;
+        if let Some(hold) = &open
+            && leaving.erasure.is_some()
+            && (hold.state, hold.kind) == (State::Deleting, Kind::Offboarding)
+        {
+            return Err(StepError::Conflict(format!(
+                "tenant {} ({id}) is being deleted already, though not as an erasure: what was exported stays until it expires. \
+                 Call revoke-link for it, and delete exports/{id}/ in the bucket of exports",
+                tenant.slug,
+                id = tenant.id
+            )));
+        }
         if let Some(hold) = &open
             && self.is_anothers(hold, execution, &leaving).await?
         {

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use crate::environment::Environment;
 use crate::error::StepError;
 use crate::postgres::Database;
-use crate::registry;
 use crate::registry::fence::{Actor, check};
 use crate::registry::plans::{self, Limits};
+use crate::registry::{self, seats, storage};
 use crate::request::StepCall;
 use crate::resource::database::{TenantDatabase, Use};
 use crate::step::{Step, log_tenant};
@@ -26,9 +26,9 @@ pub struct ReportPlanFit {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 enum Misfit {
-    /// More users than seats.
+    /// More users, or more seats taken, than seats.
     Seats { used: i64, allowed: i64 },
-    /// More bytes than the plan has.
+    /// More bytes than the plan has, in the product's files or in the bucket.
     StorageBytes { used: i64, allowed: i64 },
     /// More calls in this billing cycle than the plan has: the gate refuses the next.
     ApiCalls { used: i64, allowed: i64 },
@@ -48,8 +48,14 @@ impl ReportPlanFit {
     }
 
     async fn misfits(&self, tenant: &Tenant) -> Result<Vec<Misfit>, StepError> {
-        let used = self.databases.usage(tenant).await?;
-        let limits = plans::limits(&*self.registry.client().await?, tenant.id).await?;
+        let product = self.databases.usage(tenant).await?;
+        let client = self.registry.client().await?;
+        // The ledgers are what is enforced; the product's own tables may know more, or less.
+        let used = Use {
+            users: product.users.max(seats::taken(&*client, tenant.id).await?),
+            bytes: product.bytes.max(storage::stored(&*client, tenant.id).await?),
+        };
+        let limits = plans::limits(&*client, tenant.id).await?;
         Ok(misfits(tenant.isolation, used, limits))
     }
 }

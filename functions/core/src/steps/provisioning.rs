@@ -96,7 +96,7 @@ impl Settle {
         Ok(Box::new(Settle { registry: Database::registry(env)?, how: How::Close }))
     }
 
-    /// FlagTenant: an operator has to look; the tenant stays in service.
+    /// FlagTenant: an operator has to look. The tenant stays in service, or is given back where ReleaseTenant could not look.
     ///
     /// # Errors
     /// `Misconfigured` when a setting is missing.
@@ -118,11 +118,14 @@ impl Step for Settle {
             return by_hand(&record, settled, json!({ "step": name, "outcome": "nothing to do" }), MACHINE);
         };
         let failure = call.failure.unwrap_or_else(Failure::compensated);
-        match self.how {
-            How::Close => fence::give_back(&*client, id, execution).await?,
-            How::Flag => {
+        match (self.how, call.unseen) {
+            (How::Close, _) => fence::give_back(&*client, id, execution).await?,
+            (How::Flag, unseen) => {
                 tracing::error!(needs_operator = true, error = failure.error, "the tenant is flagged");
-                fence::flag(&mut client, id, execution, &failure).await?;
+                match unseen {
+                    Some(unseen) => fence::release_unseen(&mut client, id, execution, &failure, &unseen).await?,
+                    None => fence::flag(&mut client, id, execution, &failure).await?,
+                }
             }
         }
         Ok(json!({ "step": name, "outcome": "done" }))

@@ -63,6 +63,7 @@ impl ReconcileGate {
                     tenant: TenantId(projection.id),
                     cycle_start: cycle.start,
                     cycle_end: cycle.end,
+                    current: cycle.start <= now && now < cycle.end,
                     calls: *calls,
                     quota: projection.limit_at(now),
                 }));

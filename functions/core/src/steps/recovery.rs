@@ -4,6 +4,8 @@
 //! RecoverExecution is fed by "Step Functions Execution Status Change": `States.ALL` catches neither `States.Runtime` nor a
 //! stop. SweepTenants runs on a schedule, finds what that event did not reach, and tries again what may succeed by now.
 
+use std::time::{Duration, Instant};
+
 use async_trait::async_trait;
 use aws_sdk_sfn::types::ExecutionStatus;
 use serde_json::{Value, json};
@@ -21,6 +23,8 @@ use crate::tenant::{Reason, TenantId};
 
 /// How often a tenant is resumed by itself before an operator has to look.
 const MOST_TAKEOVERS: i32 = 3;
+/// How long a sweep looks at tenants that are held: half of its function's time is left for the rest.
+const LOOKING: Duration = Duration::from_secs(30);
 
 /// What resumes, compensates or flags a tenant.
 struct Recovery {
@@ -156,11 +160,7 @@ impl SweepTenants {
     /// A tenant's trouble is logged, and keeps nobody else from being looked at.
     async fn sweep(&self) -> Result<[usize; 4], StepError> {
         let Recovery { registry, .. } = &self.recovery;
-        let held = retries::held(&*registry.client().await?, FUNCTION_TIMEOUT.as_secs_f64()).await?;
-        let mut recovered = 0;
-        for (tenant, execution) in held {
-            recovered += usize::from(noted(tenant, self.recover_held(tenant, &execution).await));
-        }
+        let recovered = self.recover_all().await?;
         let due = retries::due(&*registry.client().await?).await?;
         let mut started = 0;
         for due in due {
@@ -176,6 +176,27 @@ impl SweepTenants {
             looked_at += usize::from(noted(tenant, self.look_at_billing(tenant).await.map(|()| true)));
         }
         Ok([recovered, started, expired.len(), looked_at])
+    }
+
+    /// Looks at every tenant that is held for long, while there is time. Most are held for a good reason, some for days: they must
+    /// not keep those from being looked at that are held since later.
+    async fn recover_all(&self) -> Result<usize, StepError> {
+        let (begun, seconds) = (Instant::now(), FUNCTION_TIMEOUT.as_secs_f64());
+        let (mut recovered, mut last) = (0, None);
+        loop {
+            let page = retries::held(&*self.recovery.registry.client().await?, seconds, last.as_ref()).await?;
+            for held in &page {
+                if begun.elapsed() > LOOKING {
+                    tracing::warn!(since = %held.since, "there was no time to look at all tenants that are held");
+                    return Ok(recovered);
+                }
+                recovered += usize::from(noted(held.tenant, self.recover_held(held.tenant, &held.execution).await));
+            }
+            last = page.into_iter().next_back();
+            if last.is_none() {
+                return Ok(recovered);
+            }
+        }
     }
 
     async fn recover_held(&self, tenant: TenantId, execution: &str) -> Result<bool, StepError> {

@@ -10,6 +10,7 @@ use super::proration::{Period, due};
 use super::{Billing, is_over, key, text};
 use crate::error::StepError;
 use crate::registry::billing::{self, Account};
+use crate::registry::billing_state;
 use crate::stripe::Stripe;
 use crate::tenant::Tenant;
 
@@ -58,12 +59,14 @@ impl Billing {
         Ok(account.cancelled_by_us_at.is_some() && self.live(stripe, tenant, &account).await?.is_empty())
     }
 
-    /// Subscribes a tenant that came back, with the customer that it has. Again changes nothing.
+    /// Subscribes a tenant that came back, with the customer that it has; where Stripe is not asked, the next event names its new
+    /// subscription. Again changes nothing.
     ///
     /// # Errors
     /// `Conflict` when the first payment does not go through; otherwise as Stripe answers.
     pub async fn resume(&self, tenant: &Tenant) -> Result<Value, StepError> {
         if self.stripe.is_none() {
+            billing_state::forget_over(&*self.registry.client().await?, tenant.id).await?;
             return Ok(json!({ "billing": "off" }));
         }
         let made = crate::resource::Resource::ensure(self, tenant).await?;

@@ -208,6 +208,10 @@ impl Dedicated {
         let delete = self.rds.delete_db_instance().db_instance_identifier(name);
         match delete.skip_final_snapshot(true).delete_automated_backups(true).send().await {
             Err(error) if code(&error) == Some("DBInstanceNotFound") => Ok(()),
+            // "Cannot delete protected DB Instance": its protection was lifted a moment ago, and RDS has not seen it yet.
+            Err(error) if code(&error) == Some("InvalidParameterCombination") => {
+                Err(StepError::NotReady(format!("instance {name} is still protected from deletion")))
+            }
             deleted => deleted.map(drop).map_err(|error| classify(&format!("deleting instance {name}"), &error)),
         }
     }

@@ -4,20 +4,22 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
 use super::Removal;
 use crate::aws::s3;
 use crate::environment::Environment;
 use crate::error::StepError;
-use crate::export::folder_of;
+use crate::export::{PART_TIMEOUT, folder_of};
 use crate::postgres::Database;
-use crate::registry::holds::{Hold, Kind};
+use crate::registry::holds::{self, Hold, Kind};
 use crate::registry::{Record, exports};
 use crate::resource::bucket::{Bucket, Emptied, empty_for};
 
-/// How long one call deletes exports, of which there are few files. With a whole call's work on the bucket this stays below the
-/// functions' `Timeout`.
-const EXPORTS_TIME: Duration = Duration::from_secs(10);
+/// How long one call deletes exports, of which there are few files; and how long it waits for those that are being written. With a
+/// whole call's work on the bucket both stay below the functions' `Timeout`.
+const EXPORTS_TIME: Duration = Duration::from_secs(5);
+const EXPORTS_WAIT: Duration = Duration::from_secs(10);
 
 /// Deletes what the bucket holds, as much as one call manages; the machine calls again while there is more.
 pub struct DrainBucket {
@@ -35,11 +37,20 @@ impl DrainBucket {
         Ok(DrainBucket { bucket: Bucket::from_env(env)?, s3: s3(&env.aws), exports: env.required("EXPORTS_BUCKET")? })
     }
 
-    /// Deletes what was exported before somebody asked for erasure, and ends the links to it.
+    /// Deletes what was exported before somebody asked for erasure, and ends the links to it. Where that broke an export off, not all
+    /// is deleted before its last function has ended.
     async fn erase_exports(&self, record: &Record, hold: &Hold, registry: &Database) -> Result<Emptied, StepError> {
-        let tenant = record.tenant.id;
-        exports::revoke_links(&*registry.client().await?, tenant, &hold.requested_by).await?;
-        empty_for(&self.s3, &self.exports, Some(&folder_of(&tenant.to_string())), EXPORTS_TIME).await
+        let (client, tenant) = (registry.client().await?, record.tenant.id);
+        exports::revoke_links(&*client, tenant, &hold.requested_by).await?;
+        let broken_off = holds::export_broken_off(&client, tenant).await?;
+        drop(client);
+        let since = broken_off.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let left = since.map_or(Duration::ZERO, |since| PART_TIMEOUT.saturating_sub(since));
+        let wait = left.min(EXPORTS_WAIT);
+        sleep(wait).await;
+        let folder = folder_of(&tenant.to_string());
+        let emptied = empty_for(&self.s3, &self.exports, Some(&folder), EXPORTS_TIME).await?;
+        Ok(Emptied { all: emptied.all && wait == left, ..emptied })
     }
 }
 

@@ -21,7 +21,8 @@ pub struct ForgetUsage {
     redis: Projector,
 }
 
-/// Deletes the customer at Stripe, and with it its personal data. One that was adopted is not ours; only its subscription ends.
+/// Ends the subscription as CancelSubscription does, and deletes the customer at Stripe, and with it its personal data. One that
+/// was adopted is not ours; only its subscription ends.
 pub struct ForgetBilling {
     billing: Billing,
 }
@@ -71,8 +72,11 @@ impl ForgetBilling {
 impl Removal for ForgetBilling {
     async fn act(&self, record: &Record, _hold: &Hold, registry: &Database) -> Result<Value, StepError> {
         let billed = deletions::read(&*registry.client().await?, record.tenant.id).await?.billed;
+        // Who is deleted at once was never offboarded: the rest of the period is still to be given back. Who was offboarded has that
+        // refund, with its mark, and gets no other. Once its account is erased the tenant has nothing to cancel.
+        let cancelled = self.billing.cancel(&record.tenant).await?;
         let customers = self.billing.erase(&record.tenant, &billed).await?;
-        Ok(json!({ "customers": customers }))
+        Ok(json!({ "customers": customers, "refunded": cancelled["refunded"] }))
     }
 }
 
