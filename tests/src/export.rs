@@ -731,7 +731,7 @@ async fn aged(world: &World) -> Result<()> {
     leaving.step(world, "publish-link", &leaving.call()).await?;
     let sql = "SELECT link_expires_at BETWEEN now() + interval '28 days 23 hours' AND now() + interval '29 days'
                FROM exports WHERE tenant_id = $1";
-    ensure!(registry.query_one(sql, &[&leaving.tenant.id.0]).await?.get(0), "the link outlives the file");
+    ensure!(registry.query_one(sql, &[&leaving.tenant.id.0]).await?.get::<_, bool>(0), "the link outlives the file");
     Ok(())
 }
 
@@ -767,7 +767,7 @@ async fn erased(world: &World) -> Result<()> {
                                                       AND a.actor = 'ops:test')
                FROM deletions d WHERE tenant_id = $1";
     let row = registry.query_one(sql, &[&tenant.id.0]).await?;
-    ensure!(row.get(0), "the certificate counts no exports, or they were found after it");
+    ensure!(row.get::<_, bool>(0), "the certificate counts no exports, or they were found after it");
     ensure!(row.get::<_, i64>(1) == 1, "nobody is said to have revoked the link");
     Ok(())
 }

@@ -113,7 +113,7 @@ static SITES: &[Site] = &[
     only("database", site("CreateDatabase", Aws, "create-database", "Action=CreateDBInstance")),
     only("database", site("CreateDatabase", Dedicated, "create-database", "CREATE DATABASE")),
     site("CreateIdentity", Aws, "create-identity", "Action=CreateRole"),
-    site("CreateIdentity", Aws, "create-identity", "/pod-identity-associations"),
+    site("CreateIdentity", Aws, "create-identity", "POST /clusters/"),
     site("CreateBucket", Aws, "create-bucket", "PUT /tenant-"),
     site("CreateQueue", Aws, "create-queue", "AmazonSQS.CreateQueue"),
     site("CreateNamespace", Kubernetes, "", "POST /api/v1/namespaces?"),
