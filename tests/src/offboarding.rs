@@ -372,7 +372,9 @@ async fn at_once(world: &World) -> Result<()> {
 
 /// The export's own execution is alive, and finds that the tenant is no longer its own.
 async fn in_mid_export(world: &World) -> Result<()> {
-    let tenant = in_service(world).await?;
+    let slug = world.fresh_slug("mid-export");
+    world.provision(&sign_up(&slug, "starter")).await?.succeeded()?;
+    let tenant = world.record(&slug).await?.tenant;
     let target = Target { system: System::Aws, function: "export-part", holds: "/exports/" };
     let hanging = world.faults.inject(target, marks(tenant.id, tenant.slug.as_str()), proxy::Verdict::Hang, 1_000_000);
     let request = json!({"tenant_id": tenant.id, "reason": "contract_ended", "actor": "ops:test"});

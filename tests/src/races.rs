@@ -88,6 +88,16 @@ async fn in_mid_way(world: &World, stem: &str) -> Result<(Tenant, Injected, Stri
     Ok((tenant, hanging, arn))
 }
 
+/// Lets a provisioning go on to its end, which nothing was done about in mid-way.
+async fn goes_on(world: &World, tenant: &Tenant, hanging: Injected, execution: &str) -> Result<()> {
+    let status = world.record(tenant.slug.as_str()).await?.tenant.status;
+    ensure!(status == Status::Provisioning, "it was applied in mid-way: {status}");
+    drop(hanging);
+    let outcome = world.finish(execution).await?.succeeded()?;
+    ensure!(outcome.times("CloseProvisioning") == 1, "{:?}", outcome.states);
+    Ok(())
+}
+
 /// The statuses that a tenant had.
 async fn moves(world: &World, tenant: &Tenant) -> Result<String> {
     let sql =
@@ -109,13 +119,7 @@ async fn erased(world: &World) -> Result<()> {
         ensure!(begun.elapsed() < PATIENCE, "it does not wait: {:?}", status_of(world, &leaving).await?);
         sleep(Duration::from_millis(100)).await;
     }
-    ensure!(
-        world.record(tenant.slug.as_str()).await?.tenant.status == Status::Provisioning,
-        "it was applied in mid-way"
-    );
-    drop(hanging);
-    let outcome = world.finish(&arn).await?.succeeded()?;
-    ensure!(outcome.times("CloseProvisioning") == 1, "{:?}", outcome.states);
+    goes_on(world, &tenant, hanging, &arn).await?;
     world.finish(&leaving).await?.succeeded()?;
     while world.record(tenant.slug.as_str()).await?.tenant.status != Status::Deprovisioned {
         ensure!(begun.elapsed() < PATIENCE, "it is not deleted: {}", moves(world, &tenant).await?);
@@ -131,13 +135,7 @@ async fn suspended(world: &World) -> Result<()> {
     let registry = world.registry().await?;
     let sql = "INSERT INTO suspensions (tenant_id, reason, actor) VALUES ($1, 'policy_violation', 'manual:test')";
     registry.execute(sql, &[&tenant.id.0]).await?;
-    ensure!(
-        world.record(tenant.slug.as_str()).await?.tenant.status == Status::Provisioning,
-        "it was applied in mid-way"
-    );
-    drop(hanging);
-    let outcome = world.finish(&arn).await?.succeeded()?;
-    ensure!(outcome.times("CloseProvisioning") == 1, "{:?}", outcome.states);
+    goes_on(world, &tenant, hanging, &arn).await?;
     let record = world.record(tenant.slug.as_str()).await?;
     ensure!(record.tenant.status == Status::Suspended && record.execution.is_none(), "{}", record.tenant.status);
     let moves = moves(world, &tenant).await?;

@@ -25,6 +25,11 @@ use crate::tenant::{Reason, TenantId};
 const MOST_TAKEOVERS: i32 = 3;
 /// How long a sweep looks at tenants that are held: half of its function's time is left for the rest.
 const LOOKING: Duration = Duration::from_secs(30);
+/// The most tenants that one sweep resumes. After an outage there may be hundreds, and all at once they would need more instances of
+/// each function than there are, and fail again.
+const MOST_RESUMED: usize = 20;
+/// What became of a tenant that is resumed already.
+const RESUMED_BEFORE: &str = "resumed before";
 
 /// What resumes, compensates or flags a tenant.
 struct Recovery {
@@ -84,8 +89,7 @@ impl Recovery {
             "flag"
         } else if stopped && own.is_none() {
             // Stopping an execution is how an operator cancels it.
-            self.start_provisioning(&name, tenant, "compensate").await?;
-            "compensate"
+            if self.start_provisioning(&name, tenant, "compensate").await? { "compensate" } else { RESUMED_BEFORE }
         } else if record.takeovers >= MOST_TAKEOVERS {
             tracing::error!(needs_operator = true, "the tenant is flagged: it was resumed too often");
             let failure = Failure {
@@ -97,25 +101,26 @@ impl Recovery {
         } else if let Some(own) = own {
             // Also where it was stopped: the tenant would stay half one plan's and half another's, or half gone. What undoes a
             // change is a change back, and an offboarding a reactivation.
-            self.start(own, &name, &again(own, tenant)).await?;
+            if self.start(own, &name, &again(own, tenant)).await? { "resume" } else { RESUMED_BEFORE }
+        } else if self.start_provisioning(&name, tenant, "provision").await? {
             "resume"
         } else {
-            self.start_provisioning(&name, tenant, "provision").await?;
-            "resume"
+            RESUMED_BEFORE
         };
         tracing::warn!(ended, status, action, "an execution ended without giving its tenant back");
         Ok(action)
     }
 
-    async fn start_provisioning(&self, name: &str, tenant: TenantId, intent: &str) -> Result<(), StepError> {
+    async fn start_provisioning(&self, name: &str, tenant: TenantId, intent: &str) -> Result<bool, StepError> {
         self.start(&self.provision_machine, name, &json!({ "tenant_id": tenant, "intent": intent })).await
     }
 
-    async fn start(&self, machine: &str, name: &str, input: &Value) -> Result<(), StepError> {
+    /// False where it was started before.
+    async fn start(&self, machine: &str, name: &str, input: &Value) -> Result<bool, StepError> {
         let start = self.machines.start_execution().state_machine_arn(machine).name(name).input(input.to_string());
         match start.send().await {
-            Ok(_) => Ok(()),
-            Err(error) if crate::aws::code(&error) == Some("ExecutionAlreadyExists") => Ok(()),
+            Ok(_) => Ok(true),
+            Err(error) if crate::aws::code(&error) == Some("ExecutionAlreadyExists") => Ok(false),
             Err(error) => Err(crate::aws::classify(&format!("starting execution {name} of {machine}"), &error)),
         }
     }
@@ -186,8 +191,8 @@ impl SweepTenants {
         loop {
             let page = retries::held(&*self.recovery.registry.client().await?, seconds, last.as_ref()).await?;
             for held in &page {
-                if begun.elapsed() > LOOKING {
-                    tracing::warn!(since = %held.since, "there was no time to look at all tenants that are held");
+                if begun.elapsed() > LOOKING || recovered == MOST_RESUMED {
+                    tracing::warn!(since = %held.since, recovered, "the next sweep looks at the other tenants that are held");
                     return Ok(recovered);
                 }
                 recovered += usize::from(noted(held.tenant, self.recover_held(held.tenant, &held.execution).await));
@@ -205,7 +210,7 @@ impl SweepTenants {
         if record.execution.as_deref() != Some(execution) {
             return Ok(false);
         }
-        self.recovery.recover(&record, execution, &status, &round()).await.map(|_| true)
+        self.recovery.recover(&record, execution, &status, &round()).await.map(|action| action != RESUMED_BEFORE)
     }
 
     /// Started before it is counted: a crash in between starts the same name again, which is no second execution.
@@ -221,7 +226,7 @@ impl SweepTenants {
     async fn look_at_billing(&self, tenant: TenantId) -> Result<(), StepError> {
         let name = format!("look-{tenant}{}", round());
         tracing::info!(%tenant, "billing is looked at again");
-        self.recovery.start(&self.follow_machine, &name, &json!({ "tenant_id": tenant })).await
+        self.recovery.start(&self.follow_machine, &name, &json!({ "tenant_id": tenant })).await.map(drop)
     }
 }
 
