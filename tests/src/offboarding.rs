@@ -381,7 +381,7 @@ async fn in_mid_export(world: &World) -> Result<()> {
     let exporting = world.start_machine("OffboardTenantMachine", &request).await?;
     let begun = Instant::now();
     while hanging.hits() == 0 {
-        ensure!(begun.elapsed() < PATIENCE, "nothing is exported");
+        ensure!(begun.elapsed() < 2 * PATIENCE, "nothing is exported");
         sleep(Duration::from_millis(50)).await;
     }
     ensure!(status_of(world, &exporting).await? == ExecutionStatus::Running, "nobody exports any more");
@@ -396,7 +396,7 @@ async fn in_mid_export(world: &World) -> Result<()> {
     // What is being written is waited for, ten minutes long: they pass.
     let drained = "SELECT count(*) FROM step_journal WHERE tenant_id = $1 AND step = 'drain-bucket'";
     while registry.query_one(drained, &[&tenant.id.0]).await?.get::<_, i64>(0) == 0 {
-        ensure!(begun.elapsed() < 2 * PATIENCE, "the bucket is not drained");
+        ensure!(begun.elapsed() < 4 * PATIENCE, "the bucket is not drained");
         sleep(Duration::from_millis(200)).await;
     }
     ensure!(world.record(tenant.slug.as_str()).await?.tenant.status == Status::Suspended, "it did not wait");
@@ -404,7 +404,7 @@ async fn in_mid_export(world: &World) -> Result<()> {
         "UPDATE holds SET ended_at = ended_at - interval '10 minutes' WHERE tenant_id = $1 AND state = 'cancelled'";
     registry.execute(pass, &[&tenant.id.0]).await?;
     while world.record(tenant.slug.as_str()).await?.tenant.status != Status::Deprovisioned {
-        ensure!(begun.elapsed() < 2 * PATIENCE, "it is not erased");
+        ensure!(begun.elapsed() < 4 * PATIENCE, "it is not erased");
         sleep(Duration::from_millis(200)).await;
     }
     drop(hanging);
