@@ -15,7 +15,6 @@ use tenantry_core::postgres::Database;
 use tenantry_core::registry::contacts::Contact;
 use tenantry_core::registry::notices::{Level, Notice};
 use tenantry_core::registry::plans;
-use tenantry_core::registry::{Selector, suspensions};
 use tenantry_core::resource::billing::Billing;
 use tenantry_core::resource::billing::price::BillingPrice;
 use tenantry_core::resource::bucket::Bucket;
@@ -49,7 +48,7 @@ use tenantry_core::steps::publish::PublishEvents;
 use tenantry_core::steps::recovery::{RecoverExecution, SweepTenants};
 use tenantry_core::steps::signup::ValidateRequest;
 use tenantry_core::steps::welcome::WelcomeEmail;
-use tenantry_core::tenant::{Metered, Plan, Reason, Status, Tenant};
+use tenantry_core::tenant::{Metered, Plan, Status, Tenant};
 use time::OffsetDateTime;
 use tokio::time::sleep;
 use tracing::field::{Field, Visit};
@@ -61,7 +60,7 @@ use uuid::Uuid;
 
 use crate::contract::permissions::allowed;
 use crate::contract::{Contract, repository};
-use crate::deletion::begun_by_nobody;
+use crate::deletion::{begun_by_nobody, waive};
 use crate::identity::loosen;
 use crate::machine::sign_up;
 use crate::registry::registered;
@@ -399,11 +398,7 @@ async fn deleted(world: &World, tenant: &Tenant, seen: &mut BTreeMap<&'static st
         let sql = "UPDATE tenants SET status = $2::text::tenant_status, execution = NULL, execution_since = NULL WHERE id = $1";
         registry.execute(sql, &[&tenant.id.0, &status]).await?;
     }
-    let mut hold = world.registry().await?;
-    suspensions::suspend(&mut hold, &Selector::Id(tenant.id), Reason::Offboarding, "test").await?;
-    let sql = "INSERT INTO holds (tenant_id, kind, reason, requested_by, waived_by)
-               VALUES ($1, 'offboarding', 'contract_ended', 'manual:test', 'test')";
-    hold.execute(sql, &[&tenant.id.0]).await?;
+    waive(world, tenant).await?;
     let nobody = begun_by_nobody(world, tenant).await?;
     let next = nobody.replace(":delete-tenant:", ":delete-tenant:next-");
     let begin = json!({"request": {"tenant_id": tenant.id}, "execution": next});

@@ -66,12 +66,34 @@ async fn furnished(world: &World, stem: &str, plan: &str) -> Result<Tenant> {
 
 /// Somebody with the right to it asked for the tenant's erasure: it is suspended, and its hold asks for deletion.
 pub async fn condemn(world: &World, tenant: &Tenant) -> Result<()> {
+    leaves(world, tenant, "'erasure', 'data_protection_law', 'DP-17', NULL").await
+}
+
+/// As [`condemn`], where somebody waived the tenant's export instead.
+pub async fn waive(world: &World, tenant: &Tenant) -> Result<()> {
+    leaves(world, tenant, "'offboarding', 'contract_ended', NULL, 'test'").await
+}
+
+async fn leaves(world: &World, tenant: &Tenant, hold: &str) -> Result<()> {
     let mut registry = world.registry().await?;
     suspensions::suspend(&mut registry, &Selector::Id(tenant.id), Reason::Offboarding, "test").await?;
-    let sql = "INSERT INTO holds (tenant_id, kind, reason, requested_by, ticket)
-               VALUES ($1, 'erasure', 'data_protection_law', 'manual:test', 'DP-17')";
-    registry.execute(sql, &[&tenant.id.0]).await?;
+    let sql = format!(
+        "INSERT INTO holds (tenant_id, requested_by, kind, reason, ticket, waived_by) VALUES ($1, 'manual:test', {hold})"
+    );
+    registry.execute(&sql, &[&tenant.id.0]).await?;
     Ok(())
+}
+
+/// Waits until a tenant is deleted.
+pub async fn until_gone(world: &World, tenant: &Tenant, deadline: Instant) -> Result<()> {
+    loop {
+        let status = world.record(tenant.slug.as_str()).await?.tenant.status;
+        if status == Status::Deprovisioned {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{} is not deleted: it is {status}", tenant.slug);
+        sleep(Duration::from_millis(200)).await;
+    }
 }
 
 /// As if an execution that nobody knows had begun the deletion. Returns its ARN.

@@ -14,18 +14,19 @@ use tenantry_core::environment::Environment;
 use tenantry_core::export::link::{self, ExportLinks};
 use tenantry_core::steps::download::PublishLink;
 use tenantry_core::steps::export::Export;
-use tenantry_core::tenant::{Isolation, Status, Tenant};
+use tenantry_core::tenant::{Isolation, Tenant};
 use tenantry_local::functions;
 use tenantry_local::proxy::{System, Verdict};
-use tokio::time::sleep;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
 use crate::calls::{calls, run};
 use crate::contract::repository;
+use crate::deletion::until_gone;
 use crate::faults::{Target, marks};
 use crate::machine::sign_up;
 use crate::neighbour::exports;
+use crate::offboarding::erasing;
 use crate::world::{Case, World, connect};
 
 pub const CASES: &[(&str, Case)] = &[
@@ -749,16 +750,8 @@ async fn erased(world: &World) -> Result<()> {
     ensure!(ask(world, reqwest::Method::GET, &[("token", token)]).await?.0 == 200);
     ensure!(exports(world, tenant).await?.len() > 1, "nothing was exported");
 
-    let request = json!({
-        "tenant_id": tenant.id, "reason": "data_protection_law", "actor": "ops:test",
-        "erasure": {"confirm_slug": tenant.slug, "ticket": "DSR-19"},
-    });
-    world.run_machine("OffboardTenantMachine", &request).await?.succeeded()?;
-    let begun = Instant::now();
-    while world.record(tenant.slug.as_str()).await?.tenant.status != Status::Deprovisioned {
-        ensure!(begun.elapsed() < PATIENCE, "it is not erased");
-        sleep(Duration::from_millis(300)).await;
-    }
+    world.run_machine("OffboardTenantMachine", &erasing(tenant, "DSR-19")).await?.succeeded()?;
+    until_gone(world, tenant, Instant::now() + PATIENCE).await?;
     ensure!(exports(world, tenant).await?.is_empty(), "{:?}", exports(world, tenant).await?);
     let (status, _, page) = ask(world, reqwest::Method::GET, &[("token", token)]).await?;
     ensure!(status == 410 && page.contains("revoked"), "{status}: {page}");

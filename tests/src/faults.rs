@@ -3,10 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use crate::wire;
+use anyhow::{Result, ensure};
 use tenantry_core::tenant::TenantId;
 use tenantry_local::proxy::{Call, System, Tap, Verdict};
+use tokio::time::sleep;
+
+use crate::wire;
 
 /// Bytes that are kept of a call: what it names is at its beginning, and what is uploaded is megabytes.
 const MOST_BYTES: usize = 1 << 20;
@@ -104,6 +108,15 @@ impl Injected {
     /// How often it was met.
     pub fn hits(&self) -> usize {
         self.rule.hits.load(Ordering::SeqCst)
+    }
+
+    /// Waits until it is met.
+    pub async fn until_hit(&self, deadline: Instant) -> Result<()> {
+        while self.hits() == 0 {
+            ensure!(Instant::now() < deadline, "{:?} is not called", self.rule.target);
+            sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
     }
 }
 

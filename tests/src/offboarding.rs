@@ -31,6 +31,7 @@ use crate::calls::calls;
 use crate::contract::permissions::allowed;
 use crate::contract::{Contract, repository};
 use crate::database::{in_context, log_in};
+use crate::deletion::until_gone;
 use crate::faults::{Injected, Target, marks};
 use crate::gate::gate;
 use crate::machine::sign_up;
@@ -124,6 +125,14 @@ pub async fn held(world: &World, tenant: &Tenant, seconds: f64) -> Result<String
         ensure!(begun.elapsed() < PATIENCE, "the hold is not waited for: {hold:?}");
         sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// A request for erasure, as its machine is started with it.
+pub fn erasing(tenant: &Tenant, ticket: &str) -> Value {
+    json!({
+        "tenant_id": tenant.id, "reason": "data_protection_law", "actor": "ops:test",
+        "erasure": {"confirm_slug": tenant.slug, "ticket": ticket},
+    })
 }
 
 pub fn returning(tenant: &Tenant) -> Value {
@@ -380,15 +389,10 @@ async fn in_mid_export(world: &World) -> Result<()> {
     let request = json!({"tenant_id": tenant.id, "reason": "contract_ended", "actor": "ops:test"});
     let exporting = world.start_machine("OffboardTenantMachine", &request).await?;
     let begun = Instant::now();
-    while hanging.hits() == 0 {
-        ensure!(begun.elapsed() < 2 * PATIENCE, "nothing is exported");
-        sleep(Duration::from_millis(50)).await;
-    }
+    hanging.until_hit(begun + 2 * PATIENCE).await?;
     ensure!(status_of(world, &exporting).await? == ExecutionStatus::Running, "nobody exports any more");
-    let mut erasure = request.clone();
-    erasure["erasure"] = json!({"confirm_slug": tenant.slug, "ticket": "DSR-21"});
-    let erasing = world.run_machine("OffboardTenantMachine", &erasure).await?.succeeded()?;
-    ensure!(erasing.times("DeleteTenant") == 1, "{:?}", erasing.states);
+    let erased = world.run_machine("OffboardTenantMachine", &erasing(&tenant, "DSR-21")).await?.succeeded()?;
+    ensure!(erased.times("DeleteTenant") == 1, "{:?}", erased.states);
     let sql = "SELECT kind || ' ' || state FROM holds WHERE tenant_id = $1 ORDER BY id";
     let registry = world.registry().await?;
     let kept = registry.query(sql, &[&tenant.id.0]).await?;
@@ -403,10 +407,7 @@ async fn in_mid_export(world: &World) -> Result<()> {
     let pass =
         "UPDATE holds SET ended_at = ended_at - interval '10 minutes' WHERE tenant_id = $1 AND state = 'cancelled'";
     registry.execute(pass, &[&tenant.id.0]).await?;
-    while world.record(tenant.slug.as_str()).await?.tenant.status != Status::Deprovisioned {
-        ensure!(begun.elapsed() < 4 * PATIENCE, "it is not erased");
-        sleep(Duration::from_millis(200)).await;
-    }
+    until_gone(world, &tenant, begun + 4 * PATIENCE).await?;
     drop(hanging);
     let ended = world.finish(&exporting).await?;
     ensure!(ended.times("Superseded") == 1 && ended.times("FlagTenant") == 0, "{:?}", ended.states);

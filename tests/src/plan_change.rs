@@ -257,20 +257,11 @@ fn hang(world: &World, tenant: &Tenant) -> Injected {
     world.faults.inject(target, marks(tenant.id, tenant.slug.as_str()), Verdict::Hang, 1_000_000)
 }
 
-async fn until_hit(hanging: &Injected) -> Result<()> {
-    let begun = Instant::now();
-    while hanging.hits() == 0 {
-        ensure!(begun.elapsed() < PATIENCE, "the step did not begin");
-        sleep(Duration::from_millis(50)).await;
-    }
-    Ok(())
-}
-
 async fn at_once(world: &World) -> Result<()> {
     let (tenant, _) = provisioned(world, "atonce", "starter").await?;
     let hanging = hang(world, &tenant);
     let first = world.start_machine(MACHINE, &json!({"tenant_id": tenant.id, "plan": "growth"})).await?;
-    until_hit(&hanging).await?;
+    hanging.until_hit(Instant::now() + PATIENCE).await?;
     ensure!(limit(world, &tenant).await? == 1_000_000, "the higher limit does not hold at once");
     let same = change(world, &tenant, "growth").await?.succeeded()?;
     ensure!(same.states == ["BeginPlanChange", "Superseded"], "{:?}", same.states);
@@ -303,7 +294,7 @@ async fn not_in_service(world: &World) -> Result<()> {
     ensure!(outcome.error == "Conflict" && outcome.cause.contains("not in service"), "{outcome:?}");
     let hanging = hang(world, &tenant);
     let first = world.start(&paid(&request)).await?;
-    until_hit(&hanging).await?;
+    hanging.until_hit(Instant::now() + PATIENCE).await?;
     let outcome = change(world, &tenant, "enterprise").await?;
     ensure!(outcome.error == "Transient" && outcome.states == ["BeginPlanChange", "ChangeRefused"], "{outcome:?}");
     drop(hanging);
@@ -337,7 +328,7 @@ async fn stopped(world: &World) -> Result<()> {
     let (tenant, _) = provisioned(world, "halted", "starter").await?;
     let hanging = hang(world, &tenant);
     let arn = world.start_machine(MACHINE, &json!({"tenant_id": tenant.id, "plan": "growth"})).await?;
-    until_hit(&hanging).await?;
+    hanging.until_hit(Instant::now() + PATIENCE).await?;
     aws_sdk_sfn::Client::new(&world.env.aws).stop_execution().execution_arn(&arn).send().await?;
     drop(hanging);
     ensure!(world.finish(&arn).await?.status == ExecutionStatus::Aborted);

@@ -13,9 +13,10 @@ use tenantry_local::proxy::{System, Verdict};
 use tokio::time::sleep;
 
 use crate::compensation::{paid, unpaid};
+use crate::deletion::until_gone;
 use crate::faults::{Injected, Target, marks};
 use crate::machine::{failed_attempts, sign_up};
-use crate::offboarding::status_of;
+use crate::offboarding::{erasing, status_of};
 use crate::provisioning::all_are;
 use crate::world::{Case, World};
 
@@ -80,11 +81,7 @@ async fn in_mid_way(world: &World, stem: &str) -> Result<(Tenant, Injected, Stri
     let hanging =
         world.faults.inject(making_the_namespace(), marks(tenant.id, tenant.slug.as_str()), Verdict::Hang, 1_000_000);
     let arn = world.start(&paid(&request)).await?;
-    let begun = Instant::now();
-    while hanging.hits() == 0 {
-        ensure!(begun.elapsed() < PATIENCE, "CreateNamespace did not begin");
-        sleep(Duration::from_millis(50)).await;
-    }
+    hanging.until_hit(Instant::now() + PATIENCE).await?;
     Ok((tenant, hanging, arn))
 }
 
@@ -108,11 +105,7 @@ async fn moves(world: &World, tenant: &Tenant) -> Result<String> {
 /// The request waits, however long the provisioning takes; then the tenant is deleted by it, and nothing was interleaved.
 async fn erased(world: &World) -> Result<()> {
     let (tenant, hanging, arn) = in_mid_way(world, "erased").await?;
-    let request = json!({
-        "tenant_id": tenant.id, "reason": "data_protection_law", "actor": "ops:test",
-        "erasure": {"confirm_slug": tenant.slug, "ticket": "DSR-20"},
-    });
-    let leaving = world.start_machine("OffboardTenantMachine", &request).await?;
+    let leaving = world.start_machine("OffboardTenantMachine", &erasing(&tenant, "DSR-20")).await?;
     let machines = aws_sdk_sfn::Client::new(&world.env.aws);
     let begun = Instant::now();
     while failed_attempts(&execution::history(&machines, &leaving).await?) != ["NotReady"; 3] {
@@ -121,10 +114,7 @@ async fn erased(world: &World) -> Result<()> {
     }
     goes_on(world, &tenant, hanging, &arn).await?;
     world.finish(&leaving).await?.succeeded()?;
-    while world.record(tenant.slug.as_str()).await?.tenant.status != Status::Deprovisioned {
-        ensure!(begun.elapsed() < PATIENCE, "it is not deleted: {}", moves(world, &tenant).await?);
-        sleep(Duration::from_millis(300)).await;
-    }
+    until_gone(world, &tenant, begun + PATIENCE).await?;
     let moves = moves(world, &tenant).await?;
     ensure!(moves == "pending provisioning active suspended deprovisioned", "{moves}");
     Ok(())
@@ -150,11 +140,7 @@ async fn resumed(world: &World) -> Result<()> {
     let marked = marks(tenant.id, tenant.slug.as_str());
     let hanging = world.faults.inject(making_the_namespace(), marked.clone(), Verdict::Hang, 1);
     world.start(&paid(&request)).await?;
-    let begun = Instant::now();
-    while hanging.hits() == 0 {
-        ensure!(begun.elapsed() < PATIENCE, "CreateNamespace did not begin");
-        sleep(Duration::from_millis(50)).await;
-    }
+    hanging.until_hit(Instant::now() + PATIENCE).await?;
     let registry = world.registry().await?;
     let gone = "arn:aws:states:us-east-1:000000000000:execution:provision-tenant:vanished";
     let gone = format!("{gone}-{}", tenant.slug);
